@@ -1,0 +1,45 @@
+# Each target sets itself up: a virtual environment in .venv, made anew when pyproject.toml changes.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# make quickstart QUICKSTART_SET="--set train.epochs=2" is its smallest form.
+QUICKSTART_SET ?=
+
+.PHONY: help install quickstart test lint check-all clean
+
+help:
+	@echo "make quickstart   make data, train, evaluate and predict: from nothing to masks in minutes"
+	@echo "make test         lint and the tests"
+	@echo "make check-all    also slow tests, the oldest supported dependencies, the wheel"
+	@echo "make clean        remove .venv and build products"
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "detseg needs Python 3.11 to 3.13: make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+quickstart: .venv/installed
+	$(BIN)/python tools/make_shapes.py --root data/shapes
+	rm -rf runs/quickstart
+	$(BIN)/python tools/train.py --config configs/quickstart.yaml --run runs/quickstart $(QUICKSTART_SET)
+	$(BIN)/python tools/evaluate.py --run runs/quickstart --split test
+	$(BIN)/python tools/predict.py --run runs/quickstart --output runs/quickstart/predictions 'data/shapes/JPEGImages/shapes_test_000*.jpg'
+	@echo "Look at the pictures: runs/quickstart/predictions/*_overlay.png"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+check-all: lint
+	$(BIN)/python -m pytest
+	PYTHON=$(PYTHON) tools/check_packaging.sh
+
+clean:
+	rm -rf .venv build dist *.egg-info
