@@ -1,0 +1,93 @@
+"""A run's config: from a YAML file to a checked `Config` (schema.py), and back to a file."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from detseg.config.augmentation import Albumentations, ColorJitter, Flip, RandomCrop, Resize, ScaleJitter
+from detseg.config.messages import explain
+from detseg.config.schema import Config, FCNName
+from detseg.config.tree import read_tree, to_yaml
+from detseg.errors import UserError
+from detseg.files import written_whole
+
+__all__ = [
+    "Albumentations",
+    "ColorJitter",
+    "Config",
+    "Flip",
+    "RandomCrop",
+    "Resize",
+    "ScaleJitter",
+    "config_schema",
+    "load_config",
+    "save_config",
+]
+
+# What a file without a base inherits from: the defaults that --set and child files can reach into.
+_DEFAULTS = {"loss": [{"name": "cross_entropy"}], "train": {"schedule": {"name": "constant"}}}
+
+
+def _take_same_keys(old_name: str, new_name: str) -> bool:
+    return old_name in get_args(FCNName) and new_name in get_args(FCNName)
+
+
+def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
+    """The config in the YAML file at `path`, with its bases and `overrides` applied.
+
+    A file may name one parent: `base: other.yaml`, relative to itself. Mappings merge key by key; lists and scalars of
+    the child replace the parent's. A mapping that gets another `name` (or data.format) replaces the parent's whole,
+    because the parent's keys were meant for another thing; unless the two names take the same keys (fcn32s, fcn16s,
+    fcn8s): then it merges.
+
+    overrides: strings "a.b=c" as given to --set, c being YAML. Each replaces exactly the value at a.b, mappings and
+               lists too, and later ones win; `loss.0.weight=2` reaches into a list. A key left over that the new value
+               of another key doesn't take is an error, so an optimizer is changed in one go:
+               "train.optimizer={name: adam, learning_rate: 1e-3}".
+
+    YAML is read safely and as version 1.2 has it (1e-4 is a number, `no` is text), without anchors and tags.
+    Raises UserError with one line per mistake: file and line or override, key, what was expected.
+    """
+    tree, problems = read_tree(path, overrides, _DEFAULTS, _take_same_keys)
+    try:
+        config = Config.model_validate(tree.plain())
+    except ValidationError as error:
+        problems += explain(error, tree, Config)
+    if problems:
+        raise UserError("\n".join(problems))
+    return config
+
+
+def save_config(config: Config, path: str | os.PathLike) -> None:
+    """Writes every key of `config` as YAML that load_config reads back to an equal Config.
+
+    The file appears by rename, whole or not at all. Raises UserError if it can't be written.
+    """
+    try:
+        with written_whole(path) as temporary:
+            temporary.write_text(to_yaml(config.model_dump(mode="json")), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: can't be written: {error.strerror}") from None
+
+
+def config_schema() -> dict[str, Any]:
+    """JSON schema of a config file, for editors: keys, types, choices and descriptions.
+
+    No key is required in it, since a base file may hold it; load_config says what is missing.
+    """
+    schema = Config.model_json_schema()
+    base = {"type": "string", "description": "One config file to inherit from, relative to this file."}
+    schema["properties"] = {"base": base, **schema["properties"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_for_partial_files(schema)}
+
+
+def _for_partial_files(schema: Any) -> Any:
+    """Without `required`; and with anyOf for oneOf, since more than one choice fits a mapping without its name."""
+    if isinstance(schema, list):
+        return [_for_partial_files(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    renamed = {"anyOf" if key == "oneOf" else key: value for key, value in schema.items() if key != "required"}
+    return {key: _for_partial_files(value) for key, value in renamed.items()}

@@ -1,0 +1,174 @@
+"""The items of `augmentation`, each written as a mapping with one key: {scale_jitter: [0.5, 2.0]}."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
+
+from detseg.config.fields import Count, Positive, Section, Text, shown
+
+Strength = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Transform(Section):
+    """One random change. `kind` is the key it is written under; what stands behind the key becomes the fields."""
+
+    kind: ClassVar[str]
+
+    @classmethod
+    def fields_of(cls, written: Any) -> Any:
+        """The mapping of fields for what stands behind the key."""
+        return written
+
+    def written(self) -> Any:
+        """What stands behind the key for these fields."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+    @classmethod
+    def written_schema(cls, fields: dict) -> dict:
+        """JSON schema of what stands behind the key, from that of the mapping of fields."""
+        return fields
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        return cls.fields_of(value[cls.kind]) if isinstance(value, dict) and list(value) == [cls.kind] else value
+
+    @model_serializer
+    def _write(self) -> dict:
+        return {self.kind: self.written()}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema, handler):
+        fields = handler.resolve_ref_schema(handler(core_schema))
+        item = {"properties": {cls.kind: cls.written_schema(dict(fields))}, "additionalProperties": False}
+        item["properties"][cls.kind]["description"] = cls.__doc__
+        return {"type": "object", "title": cls.__name__, **item}
+
+
+class _ListTransform(_Transform):
+    """Written as the list of its fields' values."""
+
+    @classmethod
+    def fields_of(cls, written: Any) -> dict:
+        names = list(cls.model_fields)
+        if not isinstance(written, list) or len(written) != len(names):
+            raise ValueError(f"got {shown(written)}, expected [{', '.join(names)}]")
+        return dict(zip(names, written, strict=True))
+
+    def written(self) -> list:
+        return [getattr(self, name) for name in type(self).model_fields]
+
+    @classmethod
+    def written_schema(cls, fields: dict) -> dict:
+        values = list(fields["properties"].values())
+        return {"type": "array", "prefixItems": values, "minItems": len(values), "maxItems": len(values)}
+
+
+class ScaleJitter(_ListTransform):
+    """[low, high]: scales image and labels by a random factor between low and high."""
+
+    kind = "scale_jitter"
+    low: Positive = Field(description="The smallest factor.")
+    high: Positive = Field(description="The largest factor.")
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.low > self.high:
+            raise ValueError(f"got [{self.low}, {self.high}], expected [low, high] with low <= high")
+        return self
+
+
+class RandomCrop(_ListTransform):
+    """[height, width]: cuts out a random window; smaller images are padded first."""
+
+    kind = "random_crop"
+    height: Count = Field(description="Height of the window in pixels.")
+    width: Count = Field(description="Width of the window in pixels.")
+
+
+class Resize(_ListTransform):
+    """[height, width]: scales image and labels to this size."""
+
+    kind = "resize"
+    height: Count = Field(description="Height in pixels.")
+    width: Count = Field(description="Width in pixels.")
+
+
+class Flip(_Transform):
+    """horizontal, vertical or both: mirrors half of the images, with `both` in each direction independently."""
+
+    kind = "flip"
+    direction: Literal["horizontal", "vertical", "both"] = Field(description="The direction.")
+
+    @classmethod
+    def fields_of(cls, written: Any) -> dict:
+        return {"direction": written}
+
+    def written(self) -> str:
+        return self.direction
+
+    @classmethod
+    def written_schema(cls, fields: dict) -> dict:
+        return dict(fields["properties"]["direction"])
+
+
+class ColorJitter(_Transform):
+    """How far colours are changed: {brightness, contrast, saturation, hue}, or a number s for [s, s, s, s / 10]."""
+
+    kind = "color_jitter"
+    brightness: Strength = Field(default=0.0, description="Brightness changes by a factor of 1 - x to 1 + x.")
+    contrast: Strength = Field(default=0.0, description="Contrast changes by a factor of 1 - x to 1 + x.")
+    saturation: Strength = Field(default=0.0, description="Saturation changes by a factor of 1 - x to 1 + x.")
+    hue: float = Field(default=0.0, ge=0, le=0.5, description="Hue turns by -x to x, 1 being the full circle.")
+
+    @classmethod
+    def fields_of(cls, written: Any) -> dict:
+        if isinstance(written, dict):
+            return written
+        if isinstance(written, bool) or not isinstance(written, int | float) or not 0 <= written <= 1:
+            raise ValueError(
+                f"got {shown(written)}, expected a number from 0 to 1 or {{brightness, contrast, saturation, hue}}"
+            )
+        return {"brightness": written, "contrast": written, "saturation": written, "hue": written / 10}
+
+    def written(self) -> Any:
+        strength = self.brightness
+        if (self.contrast, self.saturation, self.hue) == (strength, strength, strength / 10):
+            return strength
+        return super().written()
+
+    @classmethod
+    def written_schema(cls, fields: dict) -> dict:
+        return {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, fields]}
+
+
+class Albumentations(_Transform):
+    """{name, arguments}: any transform of albumentations, by its own name and arguments."""
+
+    kind = "albumentations"
+    name: Text = Field(description="Name of the class in albumentations.")
+    arguments: dict[str, Any] = Field(default={}, description="Keyword arguments of the class.")
+
+
+_ALL = (ScaleJitter, RandomCrop, Flip, ColorJitter, Resize, Albumentations)
+
+
+def _kind_of(value: Any) -> str | None:
+    if isinstance(value, _ALL):
+        return value.kind
+    if isinstance(value, dict) and len(value) == 1:
+        (kind,) = value
+        return kind if kind in KINDS else None
+    return None
+
+
+Transform = Annotated[
+    Annotated[ScaleJitter, Tag("scale_jitter")]
+    | Annotated[RandomCrop, Tag("random_crop")]
+    | Annotated[Flip, Tag("flip")]
+    | Annotated[ColorJitter, Tag("color_jitter")]
+    | Annotated[Resize, Tag("resize")]
+    | Annotated[Albumentations, Tag("albumentations")],
+    Discriminator(_kind_of, custom_error_type="augmentation", custom_error_message="not one known key"),
+]
+KINDS = tuple(member.kind for member in _ALL)

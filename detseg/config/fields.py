@@ -1,0 +1,67 @@
+"""The kinds of values that a config is made of."""
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
+
+Item = TypeVar("Item")
+
+FORMS = ("<text>", "<list>", "<mapping>", "[key]")  # in pydantic's locations: the form that was read, not a key
+
+
+class Section(BaseModel):
+    """A mapping of the config: closed, frozen, and strict: true is no number and "3" is no whole number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _not_empty(value: Any) -> Any:
+    if not value:
+        raise ValueError(f"got {shown(value)}, expected at least one entry")
+    return value
+
+
+def of_length(*names: str) -> BeforeValidator:
+    """Refuses what isn't a list of as many items as there are names."""
+    expected = f"[{', '.join(names)}]"
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, list | tuple) or len(value) != len(names):
+            raise ValueError(f"got {shown(value)}, expected {expected}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def written_as(expected: str) -> Discriminator:
+    """Chooses among the forms a value can be written in, tagged as in FORMS."""
+
+    def form(value: Any) -> str | None:
+        if isinstance(value, str):
+            return "<text>"
+        if isinstance(value, list | tuple):
+            return "<list>"
+        return "<mapping>" if isinstance(value, dict | BaseModel) else None
+
+    return Discriminator(form, custom_error_type="form", custom_error_message=expected)
+
+
+def shown(value: Any) -> str:
+    """`value` as a config would have it, shortened to fit into a message."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+Text = Annotated[str, Field(min_length=1)]
+Whole = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Several = Annotated[tuple[Item, ...], Field(strict=False)]  # a YAML list; a tuple once it is read
+NotEmpty = AfterValidator(_not_empty)
+Byte = Annotated[int, Field(ge=0, le=255)]
+Size = Annotated[tuple[Count, Count], Field(strict=False), of_length("height", "width")]
+Color = Annotated[tuple[Byte, Byte, Byte], Field(strict=False), of_length("red", "green", "blue")]

@@ -1,0 +1,150 @@
+"""Turns pydantic's errors into lines that say where the mistake is, what was expected and what to do."""
+
+import ast
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from detseg.config.augmentation import KINDS
+from detseg.config.fields import FORMS, shown
+from detseg.config.tree import Node
+
+_TYPES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "string_too_short": "text that isn't empty",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+}
+_BOUNDS = {
+    "greater_than": (">", "gt"),
+    "greater_than_equal": (">=", "ge"),
+    "less_than": ("<", "lt"),
+    "less_than_equal": ("<=", "le"),
+}
+
+
+def explain(error: ValidationError, tree: Node, model: type[BaseModel]) -> list[str]:
+    """One line for each mistake that `model` found in `tree`."""
+    lines = []
+    for mistake in error.errors():
+        location = mistake["loc"]
+        if mistake["type"] == "extra_forbidden":  # its last part is the user's word, not the schema's
+            location = location[:-1]
+        path, owner, models = _follow(location, model)
+        more_path, text = _text(mistake, path, owner, models)
+        path += more_path
+        if not isinstance(tree.nearest(path[:-1]).value, dict | list):  # {flip: sideways}: its field is no key
+            path = path[:-1]
+        node = tree.nearest(path)
+        if mistake["type"] in ("missing", "union_tag_not_found") and node.note:
+            text += f" ({node.note})"
+        lines.append(node.place.problem(path, text))
+    return lines
+
+
+def _follow(location: tuple, model: type[BaseModel]) -> tuple[tuple, type[BaseModel], list[type[BaseModel]]]:
+    """Path in the file of a location of pydantic's; the model whose key it is; the models that its value may be.
+
+    A location also names, after every choice among models or forms, the choice that was taken.
+    """
+    path: tuple = ()
+    owner, models = model, [model]
+    for part in location:
+        if part in FORMS:
+            continue
+        if isinstance(part, str) and len(models) > 1:
+            models = [member for member in models if part in _names(member)]
+            if part in KINDS:  # the one choice that is a key of the file too
+                path += (part,)
+            continue
+        path += (part,)
+        if isinstance(part, str) and models:
+            owner = models[0]
+            models = _models_in(owner.model_fields[part].annotation)
+    return path, owner, models
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+def _names(model: type[BaseModel]) -> tuple:
+    """The values of name, format or kind that stand for this model."""
+    if hasattr(model, "kind"):
+        return (model.kind,)
+    fields = model.model_fields
+    key = "name" if "name" in fields else "format"
+    return get_args(fields[key].annotation) if key in fields else ()
+
+
+def _text(mistake: dict, path: tuple, owner: type[BaseModel], models: list) -> tuple[tuple, str]:
+    """What is wrong and what was expected; before it, the rest of the path if the mistake lies deeper than `path`."""
+    kind, value, context = mistake["type"], mistake["input"], mistake.get("ctx", {})
+    if kind == "extra_forbidden":
+        key = mistake["loc"][-1]
+        return (key,), f"unknown key; {_instead(key, models[0].model_fields)}"
+    if kind == "missing":
+        return (), _missing(owner.model_fields[path[-1]])
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        key = ast.literal_eval(context["discriminator"])
+        choices = [name for model in models for name in _names(model)]
+        if kind == "union_tag_not_found":
+            return (key,), f"missing; {_one_of(choices)}"
+        return (key,), _not_among(value.get(key), choices)
+    if kind == "literal_error":
+        return (), _not_among(value, [ast.literal_eval(text) for text in re.split(", | or ", context["expected"])])
+    if kind == "augmentation":
+        if isinstance(value, dict) and len(value) == 1:
+            (key,) = value
+            return (key,), f"unknown key; {_instead(key, KINDS)}"
+        return (), f"got {shown(value)}, expected a mapping with one key, one of {', '.join(KINDS)}"
+    if kind == "value_error":
+        return (), str(context["error"])
+    expected = mistake["msg"] if kind == "form" else _expected(kind, value, context, models)
+    return (), f"got {shown(value)}, expected {expected}"
+
+
+def _expected(kind: str, value: Any, context: dict, models: list) -> str:
+    if kind in _BOUNDS:
+        sign, key = _BOUNDS[kind]
+        number = "a number" if isinstance(context[key], float) else "a whole number"
+        return f"{number} {sign} {context[key]:.10g}"
+    if kind == "string_type" and isinstance(value, int | float):
+        return f"text; in quotes if that is what is meant: '{value}'"
+    if kind in ("model_type", "model_attributes_type"):
+        needed = [key for key, field in models[0].model_fields.items() if field.is_required()] if models else []
+        keys = [key for key in needed if all(key in model.model_fields for model in models)]
+        return f"a mapping like {{{', '.join(f'{key}: ..' for key in keys)}}}"
+    return _TYPES[kind]
+
+
+def _missing(field: Any) -> str:
+    description = field.description[0].lower() + field.description[1:].rstrip(".")
+    models = _models_in(field.annotation)
+    choices = [] if models else [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
+    return f"missing: {description}" + (f"; {_one_of(choices)}" if choices else "")
+
+
+def _not_among(value: Any, choices: list) -> str:
+    close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
+    return f"got {shown(value)}, {_one_of(choices)}" + (f"; did you mean {close[0]!r}?" if close else "")
+
+
+def _one_of(choices: Iterable) -> str:
+    choices = [str(choice) for choice in choices]
+    return f"expected {choices[0]}" if len(choices) == 1 else f"expected one of {', '.join(choices)}"
+
+
+def _instead(key: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"

@@ -1,0 +1,386 @@
+"""What a config may say: every key with its type, its default and its meaning."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, Tag, model_validator
+
+from detseg.config.augmentation import Transform
+from detseg.config.fields import (
+    Color,
+    Count,
+    Fraction,
+    NotEmpty,
+    NotNegative,
+    Positive,
+    Section,
+    Several,
+    Size,
+    Text,
+    Whole,
+    written_as,
+)
+
+WEIGHT_FILES = (".h5", ".keras")  # .weights.h5 ends in .h5
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"the class name {twice[0]!r} is there twice")
+    return names
+
+
+def _distinct_colours(palette: dict[str, tuple[int, int, int]]) -> dict[str, tuple[int, int, int]]:
+    owners: dict = {}
+    for name, colour in palette.items():
+        if owners.setdefault(colour, name) != name:
+            raise ValueError(f"{owners[colour]!r} and {name!r} have the same colour {list(colour)}")
+    return palette
+
+
+ClassNames = Annotated[Several[Text], NotEmpty, AfterValidator(_distinct)]
+Renaming = Annotated[dict[Text, Text], NotEmpty]
+Classes = Annotated[
+    Annotated[Literal["voc"], Tag("<text>")]
+    | Annotated[ClassNames, Tag("<list>")]
+    | Annotated[Renaming, Tag("<mapping>")],
+    written_as("null, voc, a list of class names or {name in the data: our name}"),
+]
+Palette = Annotated[dict[Text, Color], NotEmpty, AfterValidator(_distinct_colours)] | None
+_PALETTE = "For colour masks, {class name: [red, green, blue]}; null: masks hold class indices."
+
+
+class SidesResize(Section):
+    """Resize that keeps the aspect ratio."""
+
+    shorter: Count = Field(description="Length of the shorter side in pixels, unless `longer` forbids it.")
+    longer: Count = Field(description="The most that the longer side may have, in pixels.")
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.shorter > self.longer:
+            raise ValueError(f"shorter is {self.shorter}, longer is {self.longer}: expected shorter <= longer")
+        return self
+
+
+DataResize = Annotated[
+    Annotated[Size, Tag("<list>")] | Annotated[SidesResize, Tag("<mapping>")],
+    written_as("null, [height, width] or {shorter: PIXELS, longer: PIXELS}"),
+]
+
+
+class CocoSplit(Section):
+    """One split of a COCO data set."""
+
+    annotations: Text = Field(description="The JSON file of instances, relative to data.root.")
+    images: Text = Field(description="The folder of images, relative to data.root.")
+
+
+class FolderSplit(Section):
+    """One split of a data set of image and mask folders."""
+
+    images: Text = Field(description="The folder of images, relative to data.root.")
+    masks: Text = Field(description="The folder of masks with the images' stems, relative to data.root.")
+
+
+_FORMAT = "Layout of the data set."
+
+
+class _Data(Section):
+    format: str = Field(description=_FORMAT)
+    root: Text = Field(description="Folder of the data set, relative to the working directory.")
+    classes: Classes | None = Field(
+        default=None,
+        description="null: the data set's own classes; voc: the 21 of PASCAL VOC, background first; a list selects and "
+        "orders classes; {name in the data: our name} renames them.",
+    )
+    channels: Count = Field(default=3, description="Channels of an image; 3: RGB.")
+    ignore_label: int = Field(default=255, ge=0, le=255, description="Mask value that is never trained or scored on.")
+    resize: DataResize | None = Field(
+        default=None,
+        description="Size that every image gets, in every split and in predict: [height, width], or "
+        "{shorter: PIXELS, longer: PIXELS} with the aspect ratio kept. Results are mapped back to the original size.",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_split(self):
+        if self.train is None and self.val is None and self.test is None:
+            raise ValueError("at least one of train, val and test has to be given")
+        return self
+
+
+class VocSegmentationData(_Data):
+    """A data set in the folders of PASCAL VOC, with segmentation masks."""
+
+    format: Literal["voc-segmentation"] = Field(description=_FORMAT)
+    train: Text | None = Field(default=None, description="NAME of ImageSets/Segmentation/NAME.txt to train on.")
+    val: Text | None = Field(default=None, description="NAME of the split that chooses the best weights.")
+    test: Text | None = Field(default=None, description="NAME of the split for the final score.")
+    palette: Palette = Field(default=None, description=_PALETTE)
+
+
+class CocoData(_Data):
+    """A data set of COCO instances."""
+
+    format: Literal["coco"] = Field(description=_FORMAT)
+    train: CocoSplit | None = Field(default=None, description="The split to train on.")
+    val: CocoSplit | None = Field(default=None, description="The split that chooses the best weights.")
+    test: CocoSplit | None = Field(default=None, description="The split for the final score.")
+
+
+class FolderData(_Data):
+    """A data set of image folders beside mask folders."""
+
+    format: Literal["folder"] = Field(description=_FORMAT)
+    train: FolderSplit | None = Field(default=None, description="The split to train on.")
+    val: FolderSplit | None = Field(default=None, description="The split that chooses the best weights.")
+    test: FolderSplit | None = Field(default=None, description="The split for the final score.")
+    palette: Palette = Field(default=None, description=_PALETTE)
+
+
+def _weight_source(weights: str) -> str:
+    if weights != "imagenet" and not weights.endswith(WEIGHT_FILES):
+        raise ValueError(
+            f"got {weights!r}, expected null, imagenet or the path of a file ending in .h5, .weights.h5 or .keras"
+        )
+    return weights
+
+
+FCNName = Literal["fcn32s", "fcn16s", "fcn8s"]
+
+
+class FCNModel(Section):
+    """Fully convolutional network (Long, Shelhamer, Darrell 2015) on any backbone."""
+
+    name: FCNName = Field(description="The model: FCN with predictions fused down to stride 32, 16 or 8.")
+    backbone: Literal["vgg16", "vgg19", "mobilenet", "mobilenetv2"] = Field(description="The feature extractor.")
+    alpha: Positive = Field(default=1.0, description="Width multiplier of the backbone.")
+    output_stride: Literal[8, 16, 32] = Field(
+        default=32, description="Stride of the deepest features; below 32, later stages are dilated instead of strided."
+    )
+    weights: Annotated[Text, AfterValidator(_weight_source)] | None = Field(
+        default="imagenet",
+        description="The backbone's first weights: null (random), imagenet, or a file: .h5 (by layer names), "
+        ".weights.h5 or .keras.",
+    )
+    norm: Literal["batch", "frozen", "group"] = Field(
+        default="batch", description="Normalisation of the backbone; frozen: batch norm with fixed statistics."
+    )
+    freeze_stages: int = Field(
+        default=0, ge=0, le=5, description="How many of the strides 2, 4, 8, 16, 32 aren't trained, norms included."
+    )
+    upsampling: Literal["fixed", "learned"] = Field(
+        default="fixed", description="Whether the transposed convolutions stay bilinear or are trained from there."
+    )
+    dropout: Fraction = Field(default=0.5, description="Share of the features behind fc6 and fc7 dropped in training.")
+    head_channels: Count | None = Field(
+        default=None, description="Channels of fc6 and fc7; null: 4096 for VGG, no such layers for other backbones."
+    )
+
+
+ClassWeights = Annotated[
+    Annotated[Literal["median_frequency"], Tag("<text>")]
+    | Annotated[Annotated[Several[NotNegative], NotEmpty], Tag("<list>")],
+    written_as("null, median_frequency or a list with one weight per class"),
+]
+
+
+class CrossEntropy(Section):
+    """Cross-entropy over the pixels that aren't ignored."""
+
+    name: Literal["cross_entropy"] = Field(description="The loss.")
+    weight: Positive = Field(default=1.0, description="Factor of this loss in the sum.")
+    class_weights: ClassWeights | None = Field(
+        default=None,
+        description="null: classes count alike; median_frequency: median class frequency / class frequency (Eigen and "
+        "Fergus 2015), counted on the training split; a list: one weight per class.",
+    )
+    label_smoothing: Fraction = Field(default=0.0, description="Share of the target spread evenly over all classes.")
+
+
+_OPTIMIZER = "The optimizer, by Keras' name."
+_AMSGRAD = "Divide by the largest mean of squares so far (Reddi et al. 2018)."
+
+
+class _Optimizer(Section):
+    name: str = Field(description=_OPTIMIZER)
+    learning_rate: Positive = Field(description="The learning rate at its peak; the schedule scales it.")
+    weight_decay: NotNegative = Field(
+        default=0.0, description="Decoupled decay: w -= learning rate * decay * w; not on norms and biases."
+    )
+    clip_norm: Positive | None = Field(
+        default=None, description="The most that the norm over all gradients may be; null: any."
+    )
+
+
+class _EpsilonOptimizer(_Optimizer):
+    epsilon: Positive = Field(default=1e-7, description="Small number against division by zero.")
+
+
+class _BetaOptimizer(_EpsilonOptimizer):
+    beta_1: Fraction = Field(default=0.9, description="Decay of the mean of the gradients.")
+    beta_2: Fraction = Field(default=0.999, description="Decay of the mean (adamax: maximum) of their squares.")
+
+
+class SGD(_Optimizer):
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"] = Field(description=_OPTIMIZER)
+    momentum: Fraction = Field(default=0.0, description="Share of the last step that is repeated.")
+    nesterov: bool = Field(default=False, description="Look ahead along the momentum.")
+
+
+class Adagrad(_EpsilonOptimizer):
+    """Adagrad."""
+
+    name: Literal["adagrad"] = Field(description=_OPTIMIZER)
+    initial_accumulator_value: NotNegative = Field(default=0.1, description="First value of the sums of squares.")
+
+
+class Adadelta(_EpsilonOptimizer):
+    """Adadelta."""
+
+    name: Literal["adadelta"] = Field(description=_OPTIMIZER)
+    rho: Fraction = Field(default=0.95, description="Decay of the means of squares.")
+
+
+class RMSprop(_EpsilonOptimizer):
+    """RMSprop."""
+
+    name: Literal["rmsprop"] = Field(description=_OPTIMIZER)
+    rho: Fraction = Field(default=0.9, description="Decay of the mean of squares.")
+    momentum: Fraction = Field(default=0.0, description="Share of the last step that is repeated.")
+    centered: bool = Field(default=False, description="Divide by the variance instead of the mean of squares.")
+
+
+class Adam(_BetaOptimizer):
+    """Adam."""
+
+    name: Literal["adam"] = Field(description=_OPTIMIZER)
+    amsgrad: bool = Field(default=False, description=_AMSGRAD)
+
+
+class Adamax(_BetaOptimizer):
+    """Adamax."""
+
+    name: Literal["adamax"] = Field(description=_OPTIMIZER)
+
+
+class Nadam(_BetaOptimizer):
+    """Adam with Nesterov momentum."""
+
+    name: Literal["nadam"] = Field(description=_OPTIMIZER)
+
+
+class AdamW(_BetaOptimizer):
+    """Adam with Keras' default decay."""
+
+    name: Literal["adamw"] = Field(description=_OPTIMIZER)
+    weight_decay: NotNegative = Field(
+        default=0.004, description="Decoupled decay: w -= learning rate * decay * w; not on norms and biases."
+    )
+    amsgrad: bool = Field(default=False, description=_AMSGRAD)
+
+
+Optimizer = SGD | Adagrad | Adadelta | RMSprop | Adam | Adamax | Nadam | AdamW
+
+
+_SCHEDULE = "How the learning rate changes."
+
+
+class _Schedule(Section):
+    name: str = Field(description=_SCHEDULE)
+    warmup_steps: Whole = Field(default=0, description="Steps over which the learning rate first rises linearly.")
+
+
+class ConstantSchedule(_Schedule):
+    """The learning rate stays."""
+
+    name: Literal["constant"] = Field(description=_SCHEDULE)
+
+
+class PolySchedule(_Schedule):
+    """Falls to 0 as (1 - step / steps) ** power."""
+
+    name: Literal["poly"] = Field(description=_SCHEDULE)
+    power: Positive = Field(default=0.9, description="The exponent.")
+
+
+class CosineSchedule(_Schedule):
+    """Falls along half a cosine."""
+
+    name: Literal["cosine"] = Field(description=_SCHEDULE)
+    final_fraction: float = Field(default=0.0, ge=0, le=1, description="Share of the learning rate left at the end.")
+
+
+class StepSchedule(_Schedule):
+    """Falls in steps."""
+
+    name: Literal["step"] = Field(description=_SCHEDULE)
+    epochs: Annotated[Several[Count], NotEmpty] = Field(
+        description="Numbers of finished epochs after which the rate is multiplied by gamma; ascending."
+    )
+    gamma: Positive = Field(default=0.1, description="The factor at each of them.")
+
+    @model_validator(mode="after")
+    def _ascending(self):
+        if any(a >= b for a, b in zip(self.epochs, self.epochs[1:], strict=False)):
+            raise ValueError(f"epochs is {list(self.epochs)}: expected ascending numbers")
+        return self
+
+
+Schedule = ConstantSchedule | PolySchedule | CosineSchedule | StepSchedule
+
+
+class Train(Section):
+    """How the model is trained."""
+
+    epochs: Count = Field(description="Passes over the training split.")
+    batch_size: Count = Field(description="Images in a step.")
+    optimizer: Optimizer = Field(discriminator="name", description="What turns gradients into steps.")
+    schedule: Schedule = Field(
+        default=ConstantSchedule(name="constant"),
+        discriminator="name",
+        description="How the learning rate changes over the run.",
+    )
+    backbone_learning_rate_factor: NotNegative = Field(
+        default=1.0, description="Factor on the learning rate of the backbone's layers."
+    )
+    bias_learning_rate_factor: Positive = Field(
+        default=1.0, description="Factor on the learning rate of biases; the FCN paper doubles it."
+    )
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = Field(
+        default="float32", description="Keras' dtype policy; loss and logits stay float32."
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="Decay of the moving average of the weights that is evaluated and saved; null: none."
+    )
+    early_stopping: Count | None = Field(
+        default=None, description="Epochs without a better validation score after which training ends; null: never."
+    )
+    validate_every: Count = Field(default=1, description="Epochs from one validation to the next.")
+    steps_per_epoch: Count | None = Field(
+        default=None, description="Steps that make an epoch; null: as many as the training split gives."
+    )
+    workers: Whole = Field(default=2, description="Threads that load images.")
+    initial_weights: Text | None = Field(
+        default=None,
+        description="Run folder whose weights are taken over before training, for layers of the same name: "
+        "fine-tuning, and FCN-32s -> 16s -> 8s.",
+    )
+
+
+class Config(Section):
+    """Everything that a run depends on."""
+
+    task: Literal["segmentation"] = Field(description="What is learnt.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of weights, order and augmentation.")
+    data: VocSegmentationData | CocoData | FolderData = Field(discriminator="format", description="The data set.")
+    augmentation: Several[Transform] = Field(
+        default=(), description="Random changes to the training images, in this order."
+    )
+    model: FCNModel = Field(description="The model.")
+    loss: Annotated[Several[CrossEntropy], NotEmpty] = Field(
+        default=(CrossEntropy(name="cross_entropy"),), description="The losses; their sum is trained on."
+    )
+    train: Train = Field(description="How the model is trained.")
