@@ -1,0 +1,227 @@
+"""Augmentation presets and albumentations transforms: functions of a sample and a random generator."""
+
+import dataclasses
+import inspect
+import os
+import threading
+import warnings
+
+import cv2
+import numpy as np
+
+from detseg import config as schema
+from detseg.errors import UserError
+
+# The ImageNet mean colour, so that padding is near zero after every backbone's normalisation.
+_RGB_FILL = (124, 116, 104)
+_GREY_FILL = 117
+
+_FLIP_AXES = {"horizontal": (1,), "vertical": (0,), "both": (1, 0)}
+# ITU-R BT.601 luma, as in cv2.cvtColor.
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def create_augmentation(items, ignore_label):
+    """The steps of a config's `augmentation` section as one function (Sample, numpy Generator) -> Sample.
+
+    The result depends on the sample and the generator's state only. Label maps are never interpolated; what an image is
+    padded with has label ignore_label.
+    """
+    steps = [_STEPS[type(item)](item, ignore_label) for item in items]
+
+    def augment(sample, rng):
+        for step in steps:
+            sample = step(sample, rng)
+        return sample
+
+    return augment
+
+
+def resize_sample(sample, height, width):
+    """The sample at another size: the image by area or bilinear interpolation, labels by the nearest pixel centre."""
+    if sample.image.shape[:2] == (height, width):
+        return sample
+    label_map = sample.label_map
+    if label_map is not None:
+        # INTER_NEAREST_EXACT: plain INTER_NEAREST is shifted by up to half a pixel.
+        label_map = cv2.resize(label_map, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return dataclasses.replace(sample, image=resize_image(sample.image, height, width), label_map=label_map)
+
+
+def resize_image(image, height, width):
+    """uint8 (H, W, C) to (height, width, C): averaged where it shrinks in both directions, else bilinear."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height <= image.shape[0] and width <= image.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    parts = [  # cv2 takes at most four channels, and drops the axis of a single one
+        cv2.resize(image[..., start : start + 4], (width, height), interpolation=interpolation).reshape(
+            height, width, -1
+        )
+        for start in range(0, image.shape[2], 4)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+
+def resized_size(resize, height, width):
+    """The (height, width) that the config's data.resize gives an image of this size."""
+    if resize is None:
+        return height, width
+    if not hasattr(resize, "shorter"):
+        return tuple(resize)
+    scale = min(resize.shorter / min(height, width), resize.longer / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _scale_jitter(item, ignore_label):
+    def step(sample, rng):
+        scale = rng.uniform(item.low, item.high)
+        height, width = sample.image.shape[:2]
+        return resize_sample(sample, max(1, round(height * scale)), max(1, round(width * scale)))
+
+    return step
+
+
+def _resize(item, ignore_label):
+    return lambda sample, rng: resize_sample(sample, item.height, item.width)
+
+
+def _random_crop(item, ignore_label):
+    """Cuts a window at a random place; what is too small is padded, at random shares on both sides."""
+    size = (item.height, item.width)
+
+    def step(sample, rng):
+        old_size = sample.image.shape[:2]
+        # A negative start lies in the padding.
+        starts = [
+            int(rng.integers(min(0, old - new), max(0, old - new) + 1)) for old, new in zip(old_size, size, strict=True)
+        ]
+        image = _window(sample.image, starts, size, _RGB_FILL if sample.image.shape[2] == 3 else _GREY_FILL)
+        label_map = sample.label_map
+        if label_map is not None:
+            label_map = _window(label_map, starts, size, ignore_label)
+        return dataclasses.replace(sample, image=image, label_map=label_map)
+
+    return step
+
+
+def _window(array, starts, size, fill):
+    """The window of `size` that starts at (row, column) `starts`, filled where it leaves the array."""
+    (row, column), (height, width) = starts, size
+    inside = array[max(row, 0) : row + height, max(column, 0) : column + width]
+    if inside.shape[:2] == size:
+        return np.ascontiguousarray(inside)
+    window = np.empty((height, width, *array.shape[2:]), array.dtype)
+    window[:] = fill
+    top, left = max(-row, 0), max(-column, 0)
+    window[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return window
+
+
+def _flip(item, ignore_label):
+    """Each direction for itself with probability one half."""
+    axes = _FLIP_AXES[item.direction]
+
+    def step(sample, rng):
+        flipped = [axis for axis in axes if rng.random() < 0.5]
+        if not flipped:
+            return sample
+        image = np.ascontiguousarray(np.flip(sample.image, flipped))
+        label_map = sample.label_map
+        if label_map is not None:
+            label_map = np.ascontiguousarray(np.flip(label_map, flipped))
+        return dataclasses.replace(sample, image=image, label_map=label_map)
+
+    return step
+
+
+def _color_jitter(item, ignore_label):
+    """Brightness, contrast, saturation and hue as one affine map of colours, so that values are clipped once only."""
+
+    def step(sample, rng):
+        brightness, contrast, saturation = (
+            rng.uniform(1 - strength, 1 + strength) for strength in (item.brightness, item.contrast, item.saturation)
+        )
+        hue = rng.uniform(-item.hue, item.hue)
+        image = sample.image
+        mean = brightness * float(image.mean())
+        gain, offset = brightness * contrast, mean * (1 - contrast)
+        if image.shape[2] == 3:
+            matrix = gain * _saturation_matrix(saturation) @ _hue_matrix(hue)  # (3, 3)
+            affine = np.concatenate([matrix, np.full((3, 1), offset)], axis=1).astype(np.float32)
+            jittered = cv2.transform(image, affine)
+        else:
+            table = np.clip(np.rint(np.arange(256) * gain + offset), 0, 255).astype(np.uint8)
+            jittered = table[image]
+        return dataclasses.replace(sample, image=jittered)
+
+    return step
+
+
+def _saturation_matrix(saturation):
+    """Blends a colour with its luma."""
+    return saturation * np.eye(3) + (1 - saturation) * np.tile(_LUMA, (3, 1))
+
+
+def _hue_matrix(turns):
+    """Turns colours about the grey axis by a share of a full turn (Rodrigues' rotation)."""
+    angle = 2 * np.pi * turns
+    axis = np.full(3, 1 / np.sqrt(3))
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    return np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * np.outer(axis, axis)
+
+
+def _albumentations(item, ignore_label):
+    """Any albumentations transform by its own name; what it pads is ignored unless its arguments say otherwise."""
+    where = f"augmentation: albumentations {item.name}"
+    build = _albumentations_builder(item, ignore_label, where)
+    build()  # wrong names and arguments are told before training starts
+    local = threading.local()  # a Compose holds its random state, and the loader runs in threads
+
+    def step(sample, rng):
+        if not hasattr(local, "compose"):
+            local.compose = build()
+        local.compose.set_random_seed(int(rng.integers(2**31)))
+        arrays = {"image": sample.image} | ({} if sample.label_map is None else {"mask": sample.label_map})
+        result = local.compose(**arrays)
+        image, label_map = result["image"], result.get("mask")
+        if image.dtype != np.uint8 or image.shape[2:] != sample.image.shape[2:]:
+            raise UserError(f"{where}: turned an image into {image.dtype} {image.shape}, expected uint8 as before")
+        if label_map is not None and label_map.shape != image.shape[:2]:
+            raise UserError(f"{where}: made an image of {image.shape[:2]} with a label map of {label_map.shape}")
+        return dataclasses.replace(sample, image=np.ascontiguousarray(image), label_map=label_map)
+
+    return step
+
+
+def _albumentations_builder(item, ignore_label, where):
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for a newer version
+    import albumentations
+
+    transform = getattr(albumentations, item.name, None)
+    if not (isinstance(transform, type) and issubclass(transform, albumentations.BasicTransform)):
+        raise UserError(f"{where}: albumentations {albumentations.__version__} has no transform of this name")
+    arguments = dict(item.arguments)
+    fill_mask = inspect.signature(transform).parameters.get("fill_mask")
+    if fill_mask is not None and fill_mask.default is not None:  # None: the transform leaves masks alone
+        arguments.setdefault("fill_mask", ignore_label)
+
+    def build():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # how albumentations reports an unknown argument
+                return albumentations.Compose([transform(**arguments)])
+        except (TypeError, ValueError, UserWarning) as error:
+            raise UserError(f"{where}: {str(error).splitlines()[0]}. Arguments given: {item.arguments}") from error
+
+    return build
+
+
+_STEPS = {
+    schema.ScaleJitter: _scale_jitter,
+    schema.RandomCrop: _random_crop,
+    schema.Flip: _flip,
+    schema.ColorJitter: _color_jitter,
+    schema.Resize: _resize,
+    schema.Albumentations: _albumentations,
+}

@@ -1,0 +1,171 @@
+"""Class names: where they come from and how a config selects among them."""
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from detseg.errors import UserError
+
+CLASSES_FILE = "classes.txt"
+BACKGROUND = "background"
+IGNORE = "ignore"  # the key of a palette that stands for the ignore label
+LARGEST_CLASS_COUNT = 255  # label maps are uint8 and one value is the ignore label
+
+# Everingham et al. 2010, "The PASCAL Visual Object Classes (VOC) Challenge", in the order of the devkit's palette.
+VOC_CLASSES = (
+    BACKGROUND,
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+BUILT_IN = {"voc": VOC_CLASSES}
+
+
+def read_class_names(path):
+    """Names of a classes.txt: one a line, the first is index 0.
+
+    Returns     tuple of str, stripped. A byte order mark and blank lines at the end are allowed.
+    Raises      UserError with the line's number for a blank line, a name given twice, or text that isn't UTF-8.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: the class names cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}). Save the class names as UTF-8") from error
+    line_of = {}
+    for number, line in enumerate(lines, 1):
+        name = line.strip()
+        if not name:
+            raise UserError(f"{path}:{number}: blank line; expected one class name a line: line 1 is index 0")
+        if name in line_of:
+            raise UserError(f"{path}:{number}: class {name!r} is given twice, first in line {line_of[name]}")
+        line_of[name] = number
+    if not line_of:
+        raise UserError(f"{path}: no class names; expected one a line: line 1 is index 0")
+    if len(line_of) > LARGEST_CLASS_COUNT:
+        raise UserError(f"{path}: {len(line_of)} classes, but label maps hold at most {LARGEST_CLASS_COUNT}")
+    return tuple(line_of)
+
+
+def index_class_names(root, classes):
+    """What the indices of a folder's masks mean, and where that is said.
+
+    root:       the data set's folder; its classes.txt names the indices.
+    classes:    the config's data.classes; "voc" names them where there is no classes.txt.
+    Returns     (tuple of names, the source for messages).
+    """
+    path = Path(root) / CLASSES_FILE
+    if isinstance(classes, str) and classes not in BUILT_IN:
+        raise UserError(f"data.classes: {classes!r}, expected 'voc', a list of names or {{source name: our name}}")
+    if not path.exists():
+        if isinstance(classes, str):
+            return BUILT_IN[classes], f"data.classes: {classes}"
+        raise UserError(
+            f"{path}: no such file: it names the class indices of the masks, one a line (line 1 is index 0). "
+            "Write it, or set data.classes to 'voc' if the masks have Pascal VOC's indices"
+        )
+    names = read_class_names(path)
+    if isinstance(classes, str) and names != BUILT_IN[classes]:
+        raise UserError(
+            f"data.classes: {classes!r}, but {path} names other classes. Set data.classes to null to use it"
+        )
+    return names, str(path)
+
+
+def select_classes(source_names, selection, ignore_label, source):
+    """Our classes and the table that maps the source's labels to them.
+
+    source_names:   names of the source's indices 0..N-1.
+    selection:      None or a built-in's name: the source's classes as they are.
+                    A list of names selects and orders. All others become background: the source's own class of that
+                    name (any case) keeps the place that the list gives it; otherwise a class `background` is put in
+                    front, unless the list names every class.
+                    A mapping {source name: our name} renames; classes that it doesn't name keep their names, and
+                    classes that end with the same name are one class, at the place of the first of them.
+    source:         says in messages where the source's names come from.
+    Returns         (tuple of K names, uint8 (256,) table: source label -> our label; ignore_label stays itself).
+    Raises          UserError for names that the source doesn't have, doubles, or an ignore label on a selected class.
+    """
+    if selection is None or isinstance(selection, str):
+        names, ours = tuple(source_names), list(range(len(source_names)))
+    elif isinstance(selection, Mapping):
+        _check_known(selection, source_names, source)
+        renamed = [selection.get(name, name) for name in source_names]
+        names = tuple(dict.fromkeys(renamed))
+        ours = [names.index(name) for name in renamed]
+    else:
+        names, ours = _selected(source_names, tuple(selection), source)
+    table = np.full(256, ignore_label, np.uint8)
+    table[: len(ours)] = ours
+    on_ignore_label = [index for index, our in enumerate(ours) if our == ignore_label and index != ignore_label]
+    if on_ignore_label:
+        raise UserError(
+            f"data.ignore_label: {ignore_label} is also the index of class {names[ignore_label]!r} after "
+            "data.classes. Order the classes otherwise, or use an ignore label outside of "
+            f"0..{len(names) - 1}"
+        )
+    table[ignore_label] = ignore_label
+    return names, table
+
+
+def index_palette(palette, source_names, ignore_label, source):
+    """A config's palette with the masks' labels for names.
+
+    palette:        {class name or index: (red, green, blue)} or None. The key `ignore`, where no class has that name,
+                    stands for ignore_label.
+    source_names:   names of the labels 0..N-1; source says in messages where they come from.
+    Returns         {label: (red, green, blue)} or None.
+    Raises          UserError for keys that the source doesn't have, and for colours that are no colours or not unique.
+    """
+    if palette is None:
+        return None
+    if not palette:
+        raise UserError("data.palette: empty; give each class its colour, or null for masks of class indices")
+    label_of = {IGNORE: ignore_label, **{name: label for label, name in enumerate(source_names)}}
+    label_of |= {label: label for label in (*range(len(source_names)), ignore_label)}
+    labels, owners = {}, {}
+    for key, colour in palette.items():
+        colour = tuple(colour)
+        if key not in label_of:
+            raise UserError(f"data.palette: {key!r} is neither {IGNORE!r} nor {_not_among(source_names, key, source)}")
+        if len(colour) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in colour):
+            raise UserError(f"data.palette: colour {list(colour)} of {key!r}, expected three numbers of 0..255")
+        if owners.setdefault(colour, key) != key:
+            raise UserError(f"data.palette: {owners[colour]!r} and {key!r} have the same colour {list(colour)}")
+        if label_of[key] in labels:
+            raise UserError(f"data.palette: {key!r} is given twice, by its name and by its index")
+        labels[label_of[key]] = colour
+    return labels
+
+
+def _selected(source_names, listed, source):
+    _check_known(listed, source_names, source)
+    doubles = [name for name, count in Counter(listed).items() if count > 1]
+    if doubles:
+        raise UserError(f"data.classes: {doubles[0]!r} is listed twice")
+    background = [name for name in listed if name.lower() == BACKGROUND]
+    if not background and set(listed) != set(source_names):
+        # The source's own background, if it has one, is meant even when the list leaves it out.
+        background = [name for name in source_names if name.lower() == BACKGROUND] or [BACKGROUND]
+        listed = (background[0], *listed)
+    rest = listed.index(background[0]) if background else None
+    return listed, [listed.index(name) if name in listed else rest for name in source_names]
+
+
+def _check_known(names, source_names, source):
+    if not names:
+        raise UserError("data.classes: empty; list at least one class or set it to null")
+    for name in names:
+        if name not in source_names:
+            raise UserError(f"data.classes: {name!r} is not {_not_among(source_names, name, source)}")
+
+
+def _not_among(source_names, name, source):
+    close = difflib.get_close_matches(str(name), source_names, n=1, cutoff=0.5)
+    suggestion = f"; did you mean {close[0]!r}?" if close else "."
+    shown = ", ".join(source_names[:30]) + (", ..." if len(source_names) > 30 else "")
+    return f"a class of {source}{suggestion} It has: {shown}"

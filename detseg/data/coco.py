@@ -1,0 +1,152 @@
+"""COCO instance annotations, painted to semantic labels."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as rle
+
+from detseg.data.classes import BACKGROUND, LARGEST_CLASS_COUNT, select_classes
+from detseg.data.coco_file import encode_segmentation, read_coco_file
+from detseg.data.folder import check_folder, some_of
+from detseg.data.images import check_same_size, read_image
+from detseg.data.sample import Sample
+from detseg.errors import UserError
+
+
+class CocoSegmentation:
+    """A COCO instances file as semantic labels; see `detseg.data.datasets` for what a dataset offers.
+
+    0 is background, then come the categories by ascending id. Where objects overlap, the one with the smaller mask is
+    on top, so that no object hides within a larger one; of two equal ones the later in the file. Crowd regions are
+    ignore_label where no object lies. An image without annotations is all background. A category that is itself named
+    background counts as background, and so do crowds of classes that data.classes leaves out.
+
+    root:           the data set's folder.
+    annotations:    JSON file, images: folder of its file names; both relative to root.
+    split:          the split's name.
+    classes, channels, ignore_label: the config's data section.
+    category_ids:   the file's category ids, ascending.
+    Raises          UserError that lists what is wrong with the file: section, index or id, field.
+    """
+
+    def __init__(
+        self, root, annotations, images, split="train", classes=None, channels=3, ignore_label=255, palette=None
+    ):
+        check_folder(root, "data.root")
+        self.annotation_path, image_folder = Path(root) / annotations, Path(root) / images
+        check_folder(image_folder, f"data.{split}.images")
+        if isinstance(classes, str):
+            raise UserError(f"data.classes: {classes!r}, but {self.annotation_path} names its categories. Use null")
+        if palette is not None:
+            raise UserError("data.palette: is for mask files; with data.format coco leave it out")
+        content = read_coco_file(self.annotation_path)
+        self.split = split
+        self.channels = channels
+        self.ignore_label = ignore_label
+        self._set_classes(content["categories"], classes)
+        self._set_images(content["images"], image_folder)
+        self._annotations = [[] for _ in self.names]
+        position_of = {image["id"]: i for i, image in enumerate(content["images"])}
+        for annotation in content["annotations"]:
+            self._annotations[position_of[annotation["image_id"]]].append(annotation)
+
+    def _set_classes(self, categories, selection):
+        categories = sorted(categories, key=lambda category: category["id"])
+        self.category_ids = tuple(category["id"] for category in categories)
+        names = [BACKGROUND, *(c["name"] for c in categories if c["name"].lower() != BACKGROUND)]
+        if len(names) > LARGEST_CLASS_COUNT:
+            raise UserError(
+                f"{self.annotation_path}: {len(names) - 1} categories, but label maps hold at most "
+                f"{LARGEST_CLASS_COUNT - 1} beside the background"
+            )
+        self.classes, self._table = select_classes(names, selection, self.ignore_label, self.annotation_path)
+        self._background = int(self._table[0])
+        index_of = {name: index for index, name in enumerate(names)}
+        self._label_of_category = {c["id"]: int(self._table[index_of.get(c["name"], 0)]) for c in categories}
+
+    def _set_images(self, images, folder):
+        if not images:
+            raise UserError(f"{self.annotation_path}: the split is empty: section images holds no image")
+        self.image_paths = [folder / image["file_name"] for image in images]
+        self.names = [Path(image["file_name"]).with_suffix("").as_posix() for image in images]
+        self._sizes = [(image["height"], image["width"]) for image in images]
+        self._image_ids = [image["id"] for image in images]
+        doubles = [name for name, count in Counter(self.names).items() if count > 1]
+        if doubles:
+            raise UserError(
+                f"{self.annotation_path}: {some_of(doubles, 'image', 'images')} listed more than once (file_name "
+                "without its suffix)"
+            )
+        listings = {parent: _file_names(parent) for parent in {path.parent for path in self.image_paths}}
+        missing = [path.name for path in self.image_paths if path.name not in listings[path.parent]]
+        if missing:
+            raise UserError(
+                f"{folder}: no file for {some_of(missing, 'image', 'images')} of {self.annotation_path}. Add the files "
+                f"or correct data.{self.split}.images"
+            )
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, i):
+        image, label_map = self.image(i), self.label_map(i)
+        check_same_size(image, self.image_paths[i], label_map, self.labels_source(i))
+        return Sample(image=image, name=self.names[i], path=self.image_paths[i], label_map=label_map)
+
+    def image(self, i):
+        return read_image(self.image_paths[i], self.channels)
+
+    def label_map(self, i):
+        annotations = self._annotations[i]
+        masks = [self._encode(annotation, self._sizes[i]) for annotation in annotations]
+        labels = [self._label_of_category[annotation["category_id"]] for annotation in annotations]
+        crowds = [bool(annotation.get("iscrowd", 0)) for annotation in annotations]
+        return paint_label_map(masks, labels, crowds, self._sizes[i], self._background, self.ignore_label)
+
+    def labels_source(self, i):
+        return f"{self.annotation_path} (image id {self._image_ids[i]})"
+
+    def label_files(self):
+        return [self.annotation_path]
+
+    def settings(self):
+        return {
+            "classes": self.classes,
+            "category_ids": self.category_ids,
+            "table": self._table.tolist(),
+            "channels": self.channels,
+            "ignore_label": self.ignore_label,
+        }
+
+    def _encode(self, annotation, size):
+        try:
+            return encode_segmentation(annotation["segmentation"], size)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise UserError(
+                f"{self.annotation_path}: annotations, id {annotation['id']}: segmentation: {error}"
+            ) from error
+
+
+def paint_label_map(masks, labels, crowds, size, background=0, ignore_label=255):
+    """Instances painted to semantic labels: smaller masks over larger ones, crowds under all of them.
+
+    masks:      N compressed RLEs of (H, W).
+    labels:     N class indices.
+    crowds:     N bools; a crowd becomes ignore_label, unless its label is the background.
+    size:       (H, W).
+    Returns     uint8 (H, W).
+    """
+    label_map = np.full(size, background, np.uint8)  # (H, W)
+    areas = [int(rle.area(mask)) for mask in masks]
+    for i in sorted(range(len(masks)), key=lambda i: (not crowds[i], -areas[i])):
+        if crowds[i] and labels[i] == background:
+            continue
+        x, y, width, height = rle.toBbox(masks[i]).astype(int)
+        part = (slice(y, y + height), slice(x, x + width))
+        np.copyto(label_map[part], ignore_label if crowds[i] else labels[i], where=rle.decode(masks[i])[part] != 0)
+    return label_map
+
+
+def _file_names(folder):
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()

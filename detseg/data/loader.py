@@ -1,0 +1,69 @@
+"""The loader: threads that read, augment and batch samples, on grain. The only file that knows grain.
+
+Order and augmentation are functions of (seed, pass over the data, index), whatever the number of threads.
+"""
+
+import functools
+
+import cv2
+import grain
+import numpy as np
+
+
+class SampleStream:
+    """The endless sequence of training samples, position by position: pass after pass, each in its own random order.
+
+    `stream[position]` is `encode` of an augmented sample: a tuple of arrays. It depends on the seed and the position
+    only, so that any part of the sequence can be made again: by another thread, or by a resumed run.
+    """
+
+    def __init__(self, dataset, prepare, seed, length):
+        """prepare: function (Sample, numpy Generator) -> tuple of arrays of one size for all samples."""
+        self._dataset = dataset
+        self._prepare = prepare
+        self._seed = seed
+        self._length = length
+        self.error = None
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, position):
+        index, pass_number = self.index_at(position)
+        try:
+            return self._prepare(self._dataset[index], np.random.default_rng((self._seed, pass_number, index)))
+        except Exception as error:
+            # Keras wraps what a loader thread raises in an error of its backend: fit's caller raises this one instead.
+            self.error = self.error or error
+            raise
+
+    def index_at(self, position):
+        """(index in the dataset, number of the pass) of a position."""
+        pass_number, offset = divmod(int(position), len(self._dataset))
+        return _pass_order(len(self._dataset), self._seed, pass_number)[offset], pass_number
+
+    def names(self, start, count):
+        """The names of the `count` samples from position `start` on."""
+        return [self._dataset.names[self.index_at(start + i)[0]] for i in range(count)]
+
+
+@functools.lru_cache(maxsize=8)
+def _pass_order(count, seed, pass_number):
+    return np.random.default_rng((seed, pass_number)).permutation(count)
+
+
+def load_batches(stream, batch_size, workers, start=0):
+    """The stream from position `start` on, as batches: a dataset of tuples of arrays with a leading (B,).
+
+    workers:  threads that read ahead; 0 reads in the caller's thread.
+    """
+    cv2.setNumThreads(0)  # OpenCV's own threads in each of ours halve the throughput
+    batches = grain.MapDataset.source(stream)[start:].batch(batch_size, drop_remainder=True)
+    return batches.to_iter_dataset(grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(16, workers)))
+
+
+def read_in_order(dataset, workers=2):
+    """The samples of a dataset one by one, first to last, read ahead by threads."""
+    cv2.setNumThreads(0)
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(8, workers))
+    return iter(grain.MapDataset.source(dataset).to_iter_dataset(options))

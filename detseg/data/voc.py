@@ -1,0 +1,68 @@
+"""Pascal VOC's segmentation layout."""
+
+from collections import Counter
+from pathlib import Path
+
+from detseg.data.folder import MaskFiles, check_folder, list_images, some_of
+from detseg.errors import UserError
+
+_LISTS = Path("ImageSets") / "Segmentation"
+_IMAGES = "JPEGImages"
+_MASKS = "SegmentationClass"
+
+
+class VOCSegmentation(MaskFiles):
+    """ROOT/ImageSets/Segmentation/LIST.txt names the images, ROOT/JPEGImages and ROOT/SegmentationClass hold them.
+
+    root:           the data set's folder. Its classes.txt names the masks' indices, or data.classes is "voc".
+    list_name:      name of the list without .txt, such as "train".
+    split:          the split's name, the list's unless given.
+    Images are NAME.jpg, or .jpeg, .png, .bmp, .tif, .webp where there is no .jpg; masks are NAME.png.
+    Raises          UserError for a missing folder or list, an empty one, names listed twice or without their files.
+    """
+
+    def __init__(self, root, list_name, split=None, **data):
+        root, split = Path(root), split or list_name
+        check_folder(root, "data.root")
+        names = _read_list(root / _LISTS / f"{list_name}.txt", f"data.{split}")
+        images = _files_by_name(root / _IMAGES, names)
+        masks = _files_by_name(root / _MASKS, names, suffix=".png")
+        super().__init__(split, names, [images[name] for name in names], [masks[name] for name in names], root, **data)
+
+
+def _read_list(path, field):
+    if not path.is_file():
+        lists = sorted(other.stem for other in path.parent.glob("*.txt"))
+        there = f"there are: {', '.join(lists)}" if lists else "there are no lists in that folder"
+        raise UserError(f"{path}: no such list of images ({field}); expected one name a line; {there}")
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); expected one image name a line") from error
+    names = [name for name in names if name]
+    if not names:
+        raise UserError(f"{path}: the split is empty ({field}); expected one image name a line")
+    doubles = [name for name, count in Counter(names).items() if count > 1]
+    if doubles:
+        raise UserError(f"{path}: {some_of(doubles, 'name', 'names')} listed more than once")
+    return names
+
+
+def _files_by_name(folder, names, suffix=None):
+    """{name: Path} of the listed names, which may lie in subfolders (NAME with slashes)."""
+    listings, found = {}, {}
+    for name in names:
+        parent = (folder / name).parent
+        if parent not in listings:
+            listings[parent] = list_images(parent, "data.root")
+        # The stem by hand: a name may hold dots.
+        paths = listings[parent].get(name.rsplit("/", 1)[-1], [])
+        found[name] = next((path for path in paths if suffix is None or path.suffix.lower() == suffix), None)
+    missing = [name for name in names if found[name] is None]
+    if missing:
+        expected = f"NAME{suffix}" if suffix else "NAME.jpg (or .jpeg, .png, .bmp, .tif, .webp)"
+        raise UserError(
+            f"{folder}: no file for {some_of(missing, 'listed name', 'listed names')}; expected {expected}. "
+            "Add the files or take the names out of the list"
+        )
+    return found

@@ -1,0 +1,216 @@
+"""The scan of a split and its cache."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detseg.data.coco import CocoSegmentation
+from detseg.data.folder import FolderSegmentation
+from detseg.data.validate import median_frequency_weights, scan_split
+from detseg.data.voc import VOCSegmentation
+from detseg.errors import UserError
+
+SHARED = Path(__file__).resolve().parents[2] / "../shared"
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three images: labels 0 and 1; 0 and ignore; 1 only. Class c never occurs."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    masks = {
+        "a": [[0, 0, 1], [0, 0, 1]],
+        "b": [[0, 255, 255], [0, 255, 0]],
+        "c": [[1, 1], [1, 1], [1, 1], [1, 1]],
+    }
+    for name, labels in masks.items():
+        labels = np.array(labels, np.uint8)
+        Image.fromarray(labels).save(tmp_path / f"masks/{name}.png")
+        Image.new("RGB", labels.shape[::-1], (90, 9, 9)).save(tmp_path / f"images/{name}.png")
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    return tmp_path
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The number of files read by datasets so far, as a list of paths."""
+    paths = []
+    from detseg.data import folder
+
+    def spied(function):
+        return lambda path, *arguments: paths.append(path) or function(path, *arguments)
+
+    monkeypatch.setattr(folder, "read_image", spied(folder.read_image))
+    monkeypatch.setattr(folder, "read_label_map", spied(folder.read_label_map))
+    return paths
+
+
+def opened(root, **data):
+    return FolderSegmentation(root, "images", "masks", **data)
+
+
+def scan(root, **data):
+    return scan_split(opened(root, **data), root / "cache", progress=False)
+
+
+def test_pixels_are_counted_by_hand(root):
+    result = scan(root)
+    assert result.image_sizes == ((2, 3), (2, 3), (4, 2))
+    assert result.class_pixels.tolist() == [4 + 3, 2 + 8, 0]
+    assert result.class_image_pixels.tolist() == [6 + 3, 6 + 8, 0]
+    assert result.ignored_pixels == 3
+
+
+def test_median_frequency_weights_by_hand(root):
+    frequency = np.array([7 / 9, 10 / 14])
+    weights = median_frequency_weights(scan(root))
+    np.testing.assert_allclose(weights, [*(np.median(frequency) / frequency), 0], rtol=1e-12)
+
+
+def test_classes_that_never_occur_are_said_also_from_the_cache(root, caplog):
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="detseg"):
+            scan(root)
+        assert [record.getMessage() for record in caplog.records] == ["split 'train': no pixel of class c."]
+
+
+def test_black_and_white_masks_are_recognised(root, caplog):
+    (root / "classes.txt").write_text("background\ncell\n")
+    for name in "abc":
+        with Image.open(root / f"masks/{name}.png") as mask:
+            labels = np.where(np.array(mask) > 0, 255, 0).astype(np.uint8)
+        Image.fromarray(labels).save(root / f"masks/{name}.png")
+    with caplog.at_level(logging.WARNING, logger="detseg"):
+        scan(root)
+    assert "black and white" in caplog.text
+    assert "cell" in caplog.text
+
+
+def test_a_second_scan_reads_no_image(root, reads):
+    first = scan(root)
+    assert len(reads) == len(set(reads)) == 6
+    second = scan(root)
+    assert len(reads) == 6
+    assert second.image_sizes == first.image_sizes
+    assert second.ignored_pixels == first.ignored_pixels
+    for field in ("class_pixels", "class_image_pixels"):
+        np.testing.assert_array_equal(getattr(second, field), getattr(first, field))
+        assert getattr(second, field).dtype == getattr(first, field).dtype == np.int64
+
+
+def test_a_changed_file_is_noticed(root, reads):
+    scan(root)
+    path = root / "masks/a.png"
+    status = path.stat()
+    Image.fromarray(np.full((2, 3), 9, np.uint8)).save(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    with pytest.raises(UserError, match=r"a\.png: label 9"):
+        scan(root)
+    assert len(reads) == 12
+
+
+@pytest.mark.parametrize(
+    "change", [{"ignore_label": 254}, {"channels": 1}, {"classes": ["b", "a", "c"]}, {"palette": {0: (0, 0, 0)}}]
+)
+def test_changed_settings_are_noticed(root, reads, change):
+    with Image.open(root / "masks/b.png") as mask:
+        labels = np.array(mask)
+    labels[labels == 255] = 0
+    Image.fromarray(labels).save(root / "masks/b.png")
+    scan(root)
+    scan(root, **change)
+    assert len(reads) == 12
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"image_sizes": []}', "null"])
+def test_a_damaged_cache_is_read_over(root, reads, damage):
+    expected = scan(root)
+    (cached,) = (root / "cache/scans").iterdir()
+    for text in (damage, json.dumps({**json.loads(cached.read_text()), "class_pixels": [1]})):
+        cached.write_text(text)
+        np.testing.assert_array_equal(scan(root).class_pixels, expected.class_pixels)
+    assert len(reads) == 18
+    assert json.loads(cached.read_text())["class_pixels"] == expected.class_pixels.tolist()
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(root):
+    (root / "cache").write_text("a file where the folder should be")
+    assert scan(root).ignored_pixels == 3
+
+
+def test_the_caches_place_follows_the_environment(root, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("DETSEG_CACHE", raising=False)
+    scan_split(opened(root), progress=False)
+    assert len(list((tmp_path / "xdg/detseg/scans").iterdir())) == 1
+    monkeypatch.setenv("DETSEG_CACHE", str(tmp_path / "own"))
+    scan_split(opened(root), progress=False)
+    assert len(list((tmp_path / "own/scans").iterdir())) == 1
+
+
+def test_all_problems_are_reported_together_and_not_cached(root):
+    (root / "images/a.png").write_bytes(b"")
+    Image.fromarray(np.full((2, 3), 7, np.uint8)).save(root / "masks/a.png")
+    Image.new("RGB", (5, 5)).save(root / "images/b.png")
+    for _ in range(2):
+        with pytest.raises(UserError) as error:
+            scan(root)
+        message = str(error.value)
+        assert message.startswith("split 'train': 3 problems in 3 images:")
+        assert "images/a.png: the image file is empty (0 bytes)" in message
+        assert "masks/a.png: label 7 at row 0, column 0" in message
+        assert "masks/b.png: 2x3" in message
+        assert "b.png is 5x5" in message
+
+
+def test_twenty_problems_are_shown_and_the_rest_counted(root):
+    for i in range(23):
+        Image.new("RGB", (2, 2)).save(root / f"images/x{i:02d}.png")
+        Image.fromarray(np.full((2, 2), 8, np.uint8)).save(root / f"masks/x{i:02d}.png")
+    with pytest.raises(UserError, match="23 problems in 26 images") as error:
+        scan(root)
+    assert str(error.value).count("label 8") == 20
+    assert str(error.value).endswith("... and 3 more")
+
+
+def test_a_broken_jpeg_stream_that_cv2_fills_in_is_found(root):
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    Image.fromarray(pixels).save(root / "images/c.jpg", quality=90)
+    (root / "images/c.png").unlink()
+    Image.fromarray(np.ones((200, 200), np.uint8)).save(root / "masks/c.png")
+    assert scan(root).image_sizes[2] == (200, 200)
+    data = bytearray((root / "images/c.jpg").read_bytes())
+    data[10_000:14_000] = b"\xff\xc4" * 2_000
+    (root / "images/c.jpg").write_bytes(data)
+    with pytest.raises(UserError, match=r"c\.jpg: corrupt"):
+        scan(root)
+
+
+def test_a_png_with_a_wrong_checksum_is_found(root):
+    path = root / "images/c.png"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IEND") - 5] ^= 0xFF  # the last byte of the pixel data's checksum
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"c\.png: corrupt"):
+        scan(root)
+
+
+def test_shared_data_sets_have_no_problems(tmp_path):
+    root = SHARED / "datasets"
+    if not root.is_dir():
+        pytest.skip(f"{root} is not there")
+    camvid = scan_split(VOCSegmentation(root / "camvid", "val"), tmp_path, progress=False)
+    assert set(camvid.image_sizes) == {(360, 480)}
+    share = camvid.class_pixels / (101 * 360 * 480)
+    np.testing.assert_allclose(share[[0, 3, 10]], [0.09177, 0.28953, 0.02217], atol=5e-6)  # the data set's README
+    np.testing.assert_allclose(camvid.ignored_pixels / (101 * 360 * 480), 0.01703, atol=5e-6)
+    isbi = scan_split(VOCSegmentation(root / "isbi", "val", channels=1), tmp_path, progress=False)
+    np.testing.assert_allclose(isbi.class_pixels[1] / isbi.class_pixels.sum(), 0.8035, atol=5e-5)
+    coco = CocoSegmentation(root / "coco_tiny", "annotations/instances_train2017.json", "images/train2017")
+    assert len(scan_split(coco, tmp_path, progress=False).image_sizes) == 80
