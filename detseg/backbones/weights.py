@@ -1,0 +1,185 @@
+"""Pretrained weights for backbones, copied layer by layer by name, from keras.applications or from a file."""
+
+import contextlib
+import io
+import zipfile
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+
+from detseg.errors import UserError
+
+# Our name -> the keras.applications function whose layer names and ImageNet weights the backbone shares.
+TWINS = {"vgg16": "VGG16", "vgg19": "VGG19", "mobilenet": "MobileNet", "mobilenetv2": "MobileNetV2"}
+VGG_DENSE = {"fc1": (7 * 7 * 512, 4096), "fc2": (4096, 4096)}
+LISTED_LAYERS = 12  # of the differing layers that an error names
+
+
+def load_weights(backbone, weights, alpha=1.0):
+    """Copies pretrained weights into `backbone.model` by layer name; nothing is changed unless every layer fits.
+
+    weights:  "imagenet" (downloaded and checked by keras.applications) or the path of a file: legacy Keras .h5, also of
+              a whole model; Keras 3 .weights.h5 or .keras, of a backbone or of a model that contains its layers.
+    alpha:    width multiplier of the backbone, which picks the ImageNet file.
+    Returns   tuple of str: layers with weights that the backbone has no use for (a classifier top, a decoder).
+
+    A first kernel for 3 channels is fitted to C != 3 channels: its mean over the input channels is repeated C times and
+    multiplied by 3 / C, so that an image of C equal channels gives what it gives as RGB (1 channel: the sum).
+    Raises UserError naming the layers that are missing or of another shape, an unreadable file, a failed download.
+    """
+    with _open(weights, backbone.name, alpha) as layers:
+        targets = [layer for layer in backbone.model.layers if layer.weights]
+        first_kernel = targets[0].weights[0]
+        values, problems = {}, []
+        for layer in targets:
+            arrays = layers.get(layer.name)
+            if arrays is None:
+                problems.append(f"{layer.name}: missing in the file")
+                continue
+            if layer is targets[0]:
+                arrays = [_fit_channels(arrays[0], first_kernel.shape), *arrays[1:]]
+            expected, found = [tuple(w.shape) for w in layer.weights], [tuple(a.shape) for a in arrays]
+            if expected != found:
+                problems.append(f"{layer.name}: file {_shapes(found)}, model {_shapes(expected)}")
+            values[layer.name] = arrays
+        if problems:
+            raise UserError(_mismatch_message(weights, backbone, problems, len(targets)))
+        values = {name: [np.asarray(array) for array in arrays] for name, arrays in values.items()}
+        for layer in targets:
+            layer.set_weights(values[layer.name])
+        return tuple(name for name, arrays in layers.items() if arrays and name not in values)
+
+
+def dense_weights(weights, name):
+    """The dense layers of a VGG classifier, for FCN's fc6 and fc7.
+
+    weights:  "imagenet" (downloads the model with its top), the path of a weight file, or None.
+    name:     the backbone's name.
+    Returns   {"fc1": (kernel (25088, 4096), bias (4096,)), "fc2": (kernel (4096, 4096), bias (4096,))} of float arrays,
+              or None if the backbone is no VGG or the source lacks these layers at these shapes. Rows of fc1's kernel
+              are the flattened (7, 7, 512) map: kernel.reshape(7, 7, 512, 4096) is the convolution.
+    Raises UserError as `load_weights` does for an unreadable file or a failed download.
+    """
+    if weights is None or not name.startswith("vgg"):
+        return None
+    with _open(weights, name, include_top=True) as layers:
+        for layer, kernel_shape in VGG_DENSE.items():
+            if [tuple(array.shape) for array in layers.get(layer, ())] != [kernel_shape, kernel_shape[1:]]:
+                return None
+        return {layer: tuple(np.asarray(array) for array in layers[layer]) for layer in VGG_DENSE}
+
+
+def _fit_channels(kernel, shape):
+    """A (k, k, 3, F) kernel for the model's kernel shape (k, k, C, F), C != 3; any other kernel as it is."""
+    if len(kernel.shape) != 4 or len(shape) != 4 or kernel.shape[2] != 3 or shape[2] == 3:
+        return kernel
+    mean = np.mean(np.asarray(kernel), axis=2, keepdims=True)
+    return np.repeat(mean * (3 / shape[2]), shape[2], axis=2)
+
+
+def _shapes(shapes):
+    return " ".join(map(str, shapes))
+
+
+def _mismatch_message(weights, backbone, problems, layers):
+    listed = problems[:LISTED_LAYERS] + (
+        [f"and {len(problems) - LISTED_LAYERS} more"] * (len(problems) > LISTED_LAYERS)
+    )
+    return (
+        f"model.weights: {weights} does not fit {backbone.name}: {len(problems)} of {layers} layers differ. "
+        "Are model.backbone, model.alpha and model.norm those the file was made with?\n  " + "\n  ".join(listed)
+    )
+
+
+# ----- sources: each gives {layer name: [arrays]}, in the order of keras' layer.weights ------------------------------
+
+
+@contextlib.contextmanager
+def _open(weights, name, alpha=1.0, include_top=False):
+    """{layer name: list of arrays or h5py datasets, read when used} of "imagenet" or a file."""
+    if weights == "imagenet":
+        twin = _imagenet_twin(name, alpha, include_top)
+        yield {layer.name: layer.get_weights() for layer in twin.layers}
+        return
+    path = Path(weights)
+    if not path.is_file():
+        raise UserError(
+            f"model.weights: {weights} is not a file; expected imagenet, null, or the path of a .h5, .weights.h5 or "
+            ".keras file"
+        )
+    try:
+        with contextlib.ExitStack() as stack:
+            yield _read_layers(path, stack)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"model.weights: {weights} cannot be read: {error}. Is the file complete?") from error
+
+
+def _imagenet_twin(name, alpha, include_top):
+    options = {} if alpha == 1 else {"alpha": alpha}
+    try:
+        return getattr(keras.applications, TWINS[name])(
+            weights="imagenet", include_top=include_top, input_shape=(224, 224, 3), **options
+        )
+    except Exception as error:  # the download raises bare Exception, a width without weights ValueError
+        raise UserError(
+            f"model.weights: the ImageNet weights of {name} (alpha {alpha}) could not be had from keras.applications: "
+            f"{error}. Give the path of a weight file instead (model.weights: PATH), or null for random weights"
+        ) from error
+
+
+def _read_layers(path, stack):
+    file = path
+    if zipfile.is_zipfile(path):
+        archive = stack.enter_context(zipfile.ZipFile(path))
+        if "model.weights.h5" not in archive.namelist():
+            raise UserError(f"model.weights: {path} is a zip file without model.weights.h5; expected a .keras model")
+        file = io.BytesIO(archive.read("model.weights.h5"))
+    elif not h5py.is_hdf5(path):
+        raise UserError(f"model.weights: {path} is neither HDF5 (.h5, .weights.h5) nor a .keras model; is it complete?")
+    root = stack.enter_context(h5py.File(file, "r"))
+    group = root.get("model_weights", root)
+    is_legacy = any(attribute.startswith("layer_names") for attribute in group.attrs)
+    layers = _legacy_layers(group) if is_legacy else _keras3_layers(root)
+    if not layers:
+        raise UserError(
+            f"model.weights: {path} has no named layers. Early Keras 3 versions wrote no names: load the model with a "
+            "recent Keras and save it again"
+        )
+    return layers
+
+
+def _legacy_layers(group):
+    """Layers of a legacy file; a layer that is a model itself is split into its own layers."""
+    layers = {}
+    for name in _text_attribute(group, "layer_names"):
+        weights = _text_attribute(group[name], "weight_names")
+        parents = {weight.split("/")[-2] for weight in weights if "/" in weight}
+        for weight in weights:
+            layer = weight.split("/")[-2] if len(parents) > 1 else name
+            layers.setdefault(layer, []).append(group[name][weight])
+    return layers
+
+
+def _text_attribute(group, name):
+    """A list of str that Keras splits into name0, name1, ... when it is too long for one HDF5 attribute."""
+    parts = (
+        [name]
+        if name in group.attrs
+        else [f"{name}{i}" for i in range(len(group.attrs)) if f"{name}{i}" in group.attrs]
+    )
+    return [text.decode() if isinstance(text, bytes) else str(text) for part in parts for text in group.attrs[part]]
+
+
+def _keras3_layers(root):
+    """Layers of a .weights.h5 file: every group "vars" holds one layer's weights 0, 1, ... and carries its name."""
+    layers = {}
+
+    def visit(path, group):
+        if path.split("/")[-1] == "vars" and "name" in group.attrs:
+            # Two layers of one name come out as one with too many weights, which no layer of ours fits.
+            layers.setdefault(str(group.attrs["name"]), []).extend(group[str(i)] for i in range(len(group)))
+
+    root.visititems(visit)
+    return layers

@@ -1,0 +1,139 @@
+"""2-D convolutions with the weights and results of stock Keras, whose dilated forms are fast on TensorFlow."""
+
+import concurrent.futures
+import functools
+
+import keras
+import numpy as np
+from keras import ops
+
+# ----- layers --------------------------------------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable("detseg")
+class Conv2D(keras.layers.Conv2D):
+    """keras.layers.Conv2D: same arguments, weights and results.
+
+    On TensorFlow Keras runs a dilated convolution as SpaceToBatch, convolution, BatchToSpace; here it is one
+    convolution. Everywhere else this is the stock layer.
+    """
+
+    def convolution_op(self, inputs, kernel):
+        stock = super().convolution_op
+        if self.groups > 1 or not _is_native_candidate(self) or not _native_dilation_works(inputs.dtype):
+            return stock(inputs, kernel)
+        return _native_conv2d(inputs, kernel, self.padding, self.dilation_rate)
+
+
+@keras.saving.register_keras_serializable("detseg")
+class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
+    """keras.layers.DepthwiseConv2D: same arguments, weights and results; dilation as in `Conv2D`."""
+
+    def call(self, inputs):
+        # The native kernel takes one dilation for both axes and no stride beside it.
+        simple = max(self.strides) == 1 and len(set(self.dilation_rate)) == 1
+        if not simple or not _is_native_candidate(self) or not _native_depthwise_dilation_works(inputs.dtype):
+            return super().call(inputs)
+        outputs = _native_depthwise_conv2d(inputs, self.kernel, self.padding, self.dilation_rate)
+        if self.use_bias:
+            outputs = ops.add(outputs, self.bias)
+        return self.activation(outputs) if self.activation is not None else outputs
+
+
+def dilated_padding(kernel_size, leading, trailing, dilation, strided):
+    """Zero padding for a "valid" convolution that was a stride-2 convolution padded by (leading, trailing).
+
+    kernel_size, leading, trailing: int, of the undilated stride-2 convolution.
+    dilation: int, the dilation at which the convolution runs.
+    strided:  whether it still strides. If not, its stride has become dilation of what follows: the map keeps its size,
+              and its outputs at even places are the strided convolution's (with even maps: all of them, no more). That
+              takes (kernel_size - 1) * dilation in all, the leading pad being scaled by the dilation.
+    Returns   (leading, trailing), ints.
+    """
+    if strided:
+        return leading, trailing
+    total = (kernel_size - 1) * dilation
+    return leading * dilation, total - leading * dilation
+
+
+# ----- the TensorFlow path -------------------------------------------------------------------------------------------
+
+
+def _is_native_candidate(layer):
+    """Dilated, in a TensorFlow graph (eagerly, TensorFlow's CPU kernels have no gradient of a dilated convolution)."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return max(layer.dilation_rate) > 1 and layer.data_format == "channels_last" and not tf.executing_eagerly()
+
+
+def _native_conv2d(inputs, kernel, padding, dilation_rate):
+    import tensorflow as tf
+
+    return tf.nn.conv2d(inputs, tf.convert_to_tensor(kernel), 1, padding.upper(), dilations=list(dilation_rate))
+
+
+def _native_depthwise_conv2d(inputs, kernel, padding, dilation_rate):
+    """Native forward pass, SpaceToBatch backward: TensorFlow's CPU gradient of the native op ignores the dilation."""
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def convolve(inputs, kernel):
+        def gradient(upstream):
+            with tf.GradientTape() as tape:
+                tape.watch([inputs, kernel])
+                outputs = ops.depthwise_conv(inputs, kernel, padding=padding, dilation_rate=dilation_rate)
+            return tape.gradient(outputs, [inputs, kernel], output_gradients=upstream)
+
+        outputs = tf.raw_ops.DepthwiseConv2dNative(
+            input=inputs, filter=kernel, strides=[1] * 4, padding=padding.upper(), dilations=[1, *dilation_rate, 1]
+        )
+        return outputs, gradient
+
+    return convolve(inputs, tf.convert_to_tensor(kernel))
+
+
+@functools.cache
+def _native_dilation_works(dtype):
+    """Whether TensorFlow has the native dilated convolution and its gradient here (with oneDNN switched off: not)."""
+    native = functools.partial(_native_conv2d, padding="same", dilation_rate=(2, 2))
+    stock = functools.partial(ops.conv, padding="same", dilation_rate=(2, 2))
+    return _same_results(native, stock, (3, 3, 4, 4), dtype)
+
+
+@functools.cache
+def _native_depthwise_dilation_works(dtype):
+    native = functools.partial(_native_depthwise_conv2d, padding="same", dilation_rate=(2, 2))
+    stock = functools.partial(ops.depthwise_conv, padding="same", dilation_rate=(2, 2))
+    return _same_results(native, stock, (3, 3, 4, 1), dtype)
+
+
+def _same_results(native, stock, kernel_shape, dtype):
+    """One small run of both as graphs with gradients."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    images, kernel = rng.normal(size=(1, 8, 8, 4)), rng.normal(size=kernel_shape)
+
+    def run(convolution):
+        @tf.function
+        def outputs_and_gradients(inputs, weights):
+            with tf.GradientTape() as tape:
+                tape.watch([inputs, weights])
+                outputs = convolution(inputs, weights)
+            return outputs, *tape.gradient(outputs, [inputs, weights])
+
+        results = outputs_and_gradients(tf.constant(images, dtype), tf.constant(kernel, dtype))
+        return [np.asarray(x, "float64") for x in results]
+
+    try:
+        # In a thread of its own: the caller may be tracing a graph, and tf.init_scope would switch gradient tapes off.
+        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
+            native_results, stock_results = thread.submit(lambda: (run(native), run(stock))).result()
+    except tf.errors.OpError:
+        return False
+    tolerance = 1e-4 if dtype == "float32" else 5e-2
+    return all(
+        np.abs(a - b).max() <= tolerance * np.abs(b).max() for a, b in zip(native_results, stock_results, strict=True)
+    )

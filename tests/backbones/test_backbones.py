@@ -1,0 +1,307 @@
+"""Backbones against their keras.applications twins, at every output stride; what freezing and saving promise."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from detseg.backbones import BACKBONES, Preprocess, create_backbone
+from detseg.backbones.backbone import make_divisible, placement
+from detseg.backbones.vgg import DilatedMaxPool
+from detseg.errors import UserError
+
+TWINS = {
+    "vgg16": keras.applications.VGG16,
+    "vgg19": keras.applications.VGG19,
+    "mobilenet": keras.applications.MobileNet,
+    "mobilenetv2": keras.applications.MobileNetV2,
+}
+VGG_POOLS = {32: "block5_pool", "pool3": "block3_pool", "pool4": "block4_pool"}
+LEVELS = {
+    "vgg16": {2**i: f"block{i + 1}_conv{last}" for i, last in enumerate((2, 2, 3, 3, 3))} | VGG_POOLS,
+    "vgg19": {2**i: f"block{i + 1}_conv{last}" for i, last in enumerate((2, 2, 4, 4, 4))} | VGG_POOLS,
+    "mobilenet": {2 ** (i + 1): f"conv_pw_{block}_relu" for i, block in enumerate((1, 3, 5, 11, 13))},
+    "mobilenetv2": {2 ** (i + 1): f"block_{block}_expand_relu" for i, block in enumerate((1, 3, 6, 13))}
+    | {32: "out_relu"},
+}
+NATIVE = {"pool3": 8, "pool4": 16}
+
+
+@pytest.fixture(autouse=True)
+def float32_policy_afterwards():
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def randomise(model, seed=0):
+    """Weights under which every norm matters: random scales, offsets, biases and moving statistics."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        if weight.name in ("gamma", "moving_variance"):
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+        elif weight.name in ("beta", "bias", "moving_mean"):
+            weight.assign(rng.normal(0, 0.1, weight.shape))
+    return model
+
+
+def copy_by_name(source, target):
+    for layer in target.layers:
+        if layer.weights:
+            layer.set_weights(source.get_layer(layer.name).get_weights())
+
+
+def pictures(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, shape).astype("float32")
+
+
+def relative_error(ours, theirs):
+    return np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha", "shape"),
+    [
+        ("vgg19", 1.0, (1, 64, 64, 3)),
+        ("mobilenet", 0.25, (2, 64, 96, 3)),
+        ("mobilenet", 0.5, (1, 70, 90, 3)),  # odd maps from stride 2 on
+        ("vgg16", 1.0, (1, 64, 64, 1)),
+        ("mobilenetv2", 0.35, (1, 70, 90, 3)),
+        ("mobilenetv2", 1.4, (2, 64, 96, 4)),
+        ("vgg16", 1.0, (1, 70, 90, 4)),
+    ],
+)
+def test_every_level_equals_keras_applications(name, alpha, shape):
+    options = {} if alpha == 1 else {"alpha": alpha}
+    twin = TWINS[name](weights=None, include_top=False, input_shape=(None, None, shape[-1]), **options)
+    randomise(twin)
+    backbone = create_backbone(name, in_channels=shape[-1], alpha=alpha)
+    copy_by_name(twin, backbone.model)
+    assert backbone.model.count_params() == twin.count_params()
+    features = backbone(pictures(*shape))
+    twin_levels = keras.Model(twin.input, [twin.get_layer(layer).output for layer in LEVELS[name].values()])
+    for key, expected in zip(LEVELS[name], twin_levels(pictures(*shape)), strict=True):
+        assert features[key].shape == expected.shape
+        assert relative_error(features[key], expected) < 2e-6, key
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_dilated_levels_sampled_at_phase_zero_equal_the_strided_ones(name):
+    alpha = 0.5 if name.startswith("mobilenet") else 1.0
+    strided = create_backbone(name, alpha=alpha)
+    randomise(strided.model)
+    images = pictures(1, 64, 96, 3)
+    expected = strided(images)
+    for output_stride in (16, 8):
+        dilated = create_backbone(name, output_stride=output_stride, alpha=alpha)
+        dilated.model.set_weights(strided.model.get_weights())
+        # a graph: that is where dilated convolutions take their fast path
+        features = dict(zip(dilated.keys, tf.function(dilated.model)(images), strict=True))
+        for key in strided.keys:
+            stride = min(NATIVE.get(key, key), output_stride)
+            assert dilated.strides[key] == stride
+            assert features[key].shape == (1, 64 // stride, 96 // stride, dilated.channels[key])
+            step = NATIVE.get(key, key) // stride
+            assert relative_error(features[key][:, ::step, ::step], expected[key]) < 2e-6, key
+
+
+def test_levels_of_a_functional_model_have_the_strides_and_channels_they_claim():
+    for name in ("vgg16", "mobilenet"):
+        backbone = create_backbone(name, output_stride=16)
+        assert backbone.keys == tuple(LEVELS[name])
+        for key, feature in backbone(keras.Input((64, 96, 3))).items():
+            stride = backbone.strides[key]
+            assert feature.shape == (None, 64 // stride, 96 // stride, backbone.channels[key])
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("vgg16", 14_714_688), ("vgg19", 20_024_384), ("mobilenet", 3_228_864), ("mobilenetv2", 2_257_984)],
+)
+def test_layers_are_those_of_the_twin_and_parameters_as_published(name, parameters):
+    twin = TWINS[name](weights=None, include_top=False, input_shape=(None, None, 3))
+    ours = create_backbone(name).model
+    assert ours.count_params() == parameters
+    assert [layer.name for layer in ours.layers[1:]] == [layer.name for layer in twin.layers[1:]]
+    assert ours.name == name
+
+
+def test_dilated_pool_by_hand():
+    images = np.array([[1.0, 5.0, 2.0], [7.0, 0.0, 3.0], [-4.0, -6.0, -9.0]], "float32")[None, :, :, None]
+    pooled = np.asarray(DilatedMaxPool(2)(images))[0, :, :, 0]
+    # corners two apart: 1 2 -4 -9; what lies outside does not count, so negative values stay
+    np.testing.assert_array_equal(pooled, [[2.0, 5.0, 2.0], [7.0, 0.0, 3.0], [-4.0, -6.0, -9.0]])
+
+
+def test_placement_keeps_stride_times_dilation():
+    assert [placement(native, 16) for native in (2, 8, 16, 32)] == [(2, 1), (8, 1), (16, 1), (16, 2)]
+    assert [placement(native, 8) for native in (8, 16, 32)] == [(8, 1), (8, 2), (8, 4)]
+
+
+def test_rounding_of_widths_by_hand():
+    assert [make_divisible(value) for value in (32, 11.2, 44.8, 4, 12)] == [32, 16, 48, 8, 16]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "last_frozen", "first_free"),
+    [
+        ("mobilenet", 1, "conv_pw_1", "conv_dw_2"),
+        ("mobilenet", 4, "conv_pw_11_bn", "conv_dw_12"),
+        ("mobilenetv2", 2, "block_3_expand_BN", "block_3_depthwise"),
+        ("vgg16", 3, "block4_conv3", "block5_conv1"),
+    ],
+)
+def test_freezing_reaches_the_stage_that_was_named_and_no_further(name, count, last_frozen, first_free):
+    backbone = create_backbone(name, alpha=1.0)
+    backbone.freeze(count)
+    weighted = [layer for layer in backbone.model.layers if layer.weights]
+    names = [layer.name for layer in weighted]
+    assert not any(layer.trainable for layer in weighted[: names.index(last_frozen) + 1])
+    assert all(layer.trainable for layer in weighted[names.index(first_free) :])
+
+
+def test_frozen_stages_keep_weights_and_statistics_in_training():
+    backbone = create_backbone("mobilenet", alpha=0.25)
+    backbone.freeze(2)
+    frozen = {layer.name: layer.get_weights() for layer in backbone.stage_layers(2)}
+    last_norm = backbone.model.get_layer("conv_pw_13_bn")
+    before = last_norm.get_weights()
+    model = keras.Sequential([keras.Input((32, 32, 3)), keras.Model(backbone.model.inputs, backbone.model.outputs[-1])])
+    model.compile(optimizer="sgd", loss="mse")
+    model.fit(pictures(2, 32, 32, 3), np.zeros((2, 1, 1, 256), "float32"), epochs=1, verbose=0)
+    for layer, weights in frozen.items():
+        for old, new in zip(weights, backbone.model.get_layer(layer).get_weights(), strict=True):
+            np.testing.assert_array_equal(old, new)
+    assert any((old != new).any() for old, new in zip(before, last_norm.get_weights(), strict=True))
+
+
+def test_freezing_nothing_and_everything():
+    backbone = create_backbone("mobilenet", alpha=0.25)
+    backbone.freeze(0)
+    assert len(backbone.model.trainable_weights) == len(
+        create_backbone("mobilenet", alpha=0.25).model.trainable_weights
+    )
+    backbone.freeze(5)
+    assert backbone.model.trainable_weights == []
+
+
+@pytest.mark.parametrize("count", [-1, 6, 2.0, True])
+def test_impossible_freezing_is_refused(count):
+    with pytest.raises(UserError, match=r"model\.freeze_stages: .* expected 0 \(nothing is frozen\) to 5"):
+        create_backbone("mobilenet", alpha=0.25).freeze(count)
+
+
+@pytest.mark.parametrize(("name", "output_stride"), [("mobilenet", 16), ("vgg16", 8)])
+def test_saved_model_gives_the_same_output_to_the_bit(name, output_stride, tmp_path):
+    backbone = create_backbone(name, output_stride=output_stride, alpha=0.25 if name == "mobilenet" else 1.0)
+    randomise(backbone.model)
+    backbone.model.save(tmp_path / "backbone.keras")
+    loaded = keras.models.load_model(tmp_path / "backbone.keras")
+    for ours, theirs in zip(backbone.model(pictures(1, 32, 32, 3)), loaded(pictures(1, 32, 32, 3)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "mobilenetv2"])
+def test_mixed_bfloat16_gives_finite_features_near_those_of_float32(name):
+    alpha = 1.0 if name == "vgg16" else 0.5
+    full = create_backbone(name, output_stride=16, alpha=alpha)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    half = create_backbone(name, output_stride=16, alpha=alpha)
+    half.model.set_weights(full.model.get_weights())
+    expected = full(pictures(1, 32, 32, 3))
+    for key, feature in half(pictures(1, 32, 32, 3)).items():
+        assert keras.backend.standardize_dtype(feature.dtype) == "bfloat16"
+        assert relative_error(keras.ops.cast(feature, "float32"), expected[key]) < 0.1
+
+
+def test_group_norm_trains_and_frozen_norm_does_not():
+    norms = {norm: create_backbone("mobilenet", norm=norm, alpha=0.25) for norm in ("batch", "frozen", "group")}
+    kernels = [weight for weight in norms["batch"].model.trainable_weights if weight.name == "kernel"]
+    assert len(norms["frozen"].model.trainable_weights) == len(kernels)
+    assert len(norms["group"].model.trainable_weights) == len(norms["batch"].model.trainable_weights)
+    assert all(np.isfinite(feature).all() for feature in norms["group"](pictures(1, 32, 32, 3)).values())
+    norms["frozen"].model.set_weights(randomise(norms["batch"].model).get_weights())
+    expected = norms["batch"](pictures(1, 32, 32, 3), training=False)[32]
+    np.testing.assert_allclose(norms["frozen"](pictures(1, 32, 32, 3), training=True)[32], expected, rtol=1e-6)
+
+
+def test_another_activation_replaces_every_relu():
+    for name in ("vgg16", "mobilenet"):
+        features = create_backbone(name, activation="tanh")(pictures(1, 32, 32, 3))
+        assert all(np.abs(feature).max() <= 1 and np.min(feature) < 0 for feature in features.values())
+
+
+def test_preprocessing_equals_that_of_keras_applications():
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), "uint8")
+    for name, module in (("vgg16", keras.applications.vgg16), ("mobilenetv2", keras.applications.mobilenet_v2)):
+        layer = Preprocess(create_backbone(name).preprocessing)
+        expected = module.preprocess_input(images.astype("float32"))
+        np.testing.assert_allclose(layer(images), expected, atol=1e-4)
+        np.testing.assert_allclose(layer(images.astype("float32")), expected, atol=1e-4)
+        inputs = keras.Input((None, None, 3), dtype="uint8")
+        np.testing.assert_allclose(keras.Model(inputs, layer(inputs))(images), expected, atol=1e-4)
+
+
+def test_preprocessing_of_other_channel_counts_has_one_mean():
+    mean = (103.939 + 116.779 + 123.68) / 3
+    for channels in (1, 4):
+        images = np.full((1, 2, 2, channels), 200, "uint8")
+        np.testing.assert_allclose(Preprocess("caffe", channels)(images), images - np.float32(mean), rtol=1e-6)
+        np.testing.assert_allclose(Preprocess("tf", channels)(images), images / 127.5 - 1, rtol=1e-5)
+
+
+def test_preprocessing_subtracts_in_float32_under_mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    outputs = Preprocess("caffe")(np.full((1, 1, 1, 3), 104.5, "float32"))
+    assert keras.backend.standardize_dtype(outputs.dtype) == "bfloat16"
+    assert np.asarray(keras.ops.cast(outputs, "float32"))[0, 0, 0, 0] == pytest.approx(104.5 - 103.939, rel=4e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "mobilnetv2"}, r"model\.backbone: 'mobilnetv2' is unknown; .*vgg16.* did you mean mobilenetv2\?"),
+        ({"name": "vgg16", "output_stride": 4}, r"model\.output_stride: 4 is unknown; expected one of 8, 16, 32"),
+        ({"name": "vgg16", "norm": "layer"}, r"model\.norm: 'layer' is unknown; expected one of batch, frozen, group"),
+        ({"name": "vgg16", "alpha": 0.5}, r"model\.alpha: vgg16 has no width multiplier"),
+        ({"name": "mobilenet", "alpha": 0}, r"model\.alpha: 0 is not a width multiplier of mobilenet"),
+        ({"name": "mobilenet", "in_channels": 0}, r"data\.channels: 0 is not a number of channels"),
+        ({"name": "mobilenet", "variant": "x"}, r"model\.variant: mobilenet has no variants; got 'x'"),
+        ({"name": "mobilenet", "activation": "rellu"}, r"model\.activation: 'rellu' is no Keras activation"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(arguments, message):
+    with pytest.raises(UserError, match=message):
+        create_backbone(**arguments)
+
+
+JAX_SCRIPT = """
+import sys, numpy as np
+from detseg.backbones import create_backbone
+stored = np.load(sys.argv[1])
+for name in ("mobilenetv2", "vgg16"):
+    backbone = create_backbone(name, output_stride=8, alpha=0.35 if name == "mobilenetv2" else 1.0)
+    backbone.model.load_weights(sys.argv[2] + "/" + name + ".weights.h5")
+    for key, feature in backbone(stored["images"]).items():
+        expected = stored[f"{name} {key}"]
+        error = np.abs(np.asarray(feature) - expected).max() / np.abs(expected).max()
+        assert error < 1e-4, (name, key, error)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
+def test_features_on_jax_equal_those_on_tensorflow(tmp_path):
+    stored = {"images": pictures(1, 32, 64, 3)}
+    for name in ("mobilenetv2", "vgg16"):
+        backbone = create_backbone(name, output_stride=8, alpha=0.35 if name == "mobilenetv2" else 1.0)
+        randomise(backbone.model).save_weights(tmp_path / f"{name}.weights.h5")
+        stored |= {f"{name} {key}": np.asarray(feature) for key, feature in backbone(stored["images"]).items()}
+    np.savez(tmp_path / "features.npz", **stored)
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    command = [sys.executable, "-c", JAX_SCRIPT, str(tmp_path / "features.npz"), str(tmp_path)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr
