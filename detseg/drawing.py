@@ -1,0 +1,68 @@
+"""Drawing results on images."""
+
+import cv2
+import numpy as np
+
+from detseg.data.palette import voc_palette
+from detseg.files import written_whole
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def draw_label_map(image, label_map, classes, opacity=0.5):
+    """The image with its label map over it and a legend of the classes that occur.
+
+    image:      uint8 (H, W, C); 1, 3 (RGB) or more channels, of which the first three are shown.
+    label_map:  uint8 (H, W); labels that name no class (ignore_label) are left uncoloured and marked by hatching.
+    classes:    names, index = label.
+    Returns     uint8 (H, W + legend width, 3), RGB.
+    """
+    image = _as_rgb(image)
+    palette = voc_palette()
+    ignored = label_map >= len(classes)
+    alpha = np.where(ignored | (palette[label_map].sum(-1) == 0), 0.0, opacity)[..., None].astype(np.float32)
+    blended = image * (1 - alpha) + palette[label_map] * alpha
+    blended = np.rint(blended).astype(np.uint8)
+    blended[_outlines(label_map) & ~ignored] = 255
+    rows, columns = np.indices(label_map.shape, sparse=True)
+    blended[ignored & ((rows + columns) % 8 == 0)] = 255
+    shares = np.bincount(label_map.ravel(), minlength=256)[: len(classes)] / label_map.size
+    present = [index for index in np.argsort(-shares) if shares[index] > 0]
+    entries = [(tuple(int(v) for v in palette[i]), f"{classes[i]} {100 * shares[i]:.1f}%") for i in present]
+    return np.concatenate([blended, _legend(entries, image.shape[0])], axis=1)
+
+
+def write_png(path, image):
+    """Writes uint8 RGB (H, W, 3) as a PNG, whole or not at all."""
+    with written_whole(path) as temporary:
+        cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+
+def _as_rgb(image):
+    return np.repeat(image[..., :1], 3, axis=-1) if image.shape[-1] < 3 else image[..., :3]
+
+
+def _outlines(label_map):
+    """True on pixels whose right or lower neighbour has another label."""
+    outlines = np.zeros(label_map.shape, bool)
+    outlines[:, :-1] |= label_map[:, :-1] != label_map[:, 1:]
+    outlines[:-1] |= label_map[:-1] != label_map[1:]
+    return outlines
+
+
+def _legend(entries, height):
+    """A panel of colour fields and texts, in a size that suits the image and columns where the height does not do."""
+    scale = float(np.clip(height / 480, 0.35, 2.0)) * 0.6
+    line = max(12, round(40 * scale))
+    text_width = max((cv2.getTextSize(text, _FONT, scale, 1)[0][0] for _, text in entries), default=0)
+    column_width = text_width + 2 * line
+    lines = max(1, height // line)
+    columns = -(-len(entries) // lines) if entries else 1
+    panel = np.full((height, columns * column_width, 3), 255, np.uint8)
+    for position, (color, text) in enumerate(entries):
+        x, y = position // lines * column_width, position % lines * line
+        cv2.rectangle(panel, (x + line // 4, y + line // 5), (x + line, y + line - line // 5), color, cv2.FILLED)
+        cv2.rectangle(panel, (x + line // 4, y + line // 5), (x + line, y + line - line // 5), (90, 90, 90), 1)
+        origin = (x + line + line // 3, y + round(0.72 * line))
+        cv2.putText(panel, text, origin, _FONT, scale, (30, 30, 30), 1, cv2.LINE_AA)
+    return panel

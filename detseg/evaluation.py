@@ -1,0 +1,46 @@
+"""Scoring a model on a split: one path for validation in training and for tools/evaluate.py."""
+
+import json
+import math
+import time
+
+from tqdm import tqdm
+
+from detseg.data.loader import read_in_order
+from detseg.files import written_whole
+
+
+def evaluate(task, inference, dataset, workers=2, progress=None):
+    """Runs every image of a dataset through `inference` and scores the results at the images' original sizes.
+
+    inference:  function image -> Prediction, of `task.create_inference`.
+    progress:   None, or a text to show beside a progress bar (where somebody watches: on a terminal).
+    Returns     the contents of evaluation/SPLIT.json as a dict; undefined figures are nan.
+    """
+    scores = task.create_scores()
+    start = time.perf_counter()
+    samples = read_in_order(dataset, workers)
+    hidden = True if progress is None else None
+    for sample in tqdm(samples, total=len(dataset), desc=progress, unit="img", disable=hidden, leave=False):
+        scores.update(sample, inference(sample.image))
+    seconds = time.perf_counter() - start
+    return {
+        "task": task.config.task,
+        "split": dataset.split,
+        **scores.result(),
+        "images": len(dataset),
+        "images_per_second": len(dataset) / seconds,
+    }
+
+
+def write_evaluation(path, result):
+    """Writes a result of `evaluate` as JSON, nan as null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(_nan_to_none(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _nan_to_none(value):
+    if isinstance(value, dict):
+        return {key: _nan_to_none(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

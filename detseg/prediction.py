@@ -1,0 +1,117 @@
+"""From a run folder and images to masks and drawings."""
+
+import glob
+import logging
+from pathlib import Path
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from detseg.data.images import read_image
+from detseg.errors import UserError
+from detseg.inference import Prediction
+from detseg.tasks import create_task
+from detseg.training.fit import load_best_weights
+from detseg.training.run_folder import RunFolder
+
+__all__ = ["Prediction", "Predictor", "find_images", "load", "predict_files"]
+
+logger = logging.getLogger("detseg")
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def load(run, overrides=()):
+    """The trained model of a run folder, ready to predict: `detseg.load("runs/NAME").predict(image)`.
+
+    overrides:  sequence of "a.b=c" as for --set.
+    """
+    return Predictor(run, overrides)
+
+
+class Predictor:
+    """A run's model with its best weights.
+
+    config, classes, task, model: as trained.
+    """
+
+    def __init__(self, run, overrides=()):
+        self.folder = RunFolder(run)
+        self.config = self.folder.read_config(overrides)
+        self.classes = self.folder.read_classes()
+        keras.config.set_dtype_policy(self.config.train.precision)
+        self.task = create_task(self.config, self.classes)
+        self.model, _ = self.task.create_model(pretrained=False)
+        load_best_weights(self.model, self.folder)
+        self._inference = {}
+
+    def inference(self, probabilities=False):
+        """Function image -> Prediction, compiled once."""
+        if probabilities not in self._inference:
+            self._inference[probabilities] = self.task.create_inference(self.model, probabilities)
+        return self._inference[probabilities]
+
+    def predict(self, image, probabilities=False):
+        """The Prediction of one image: a path, or uint8 (H, W, C) as `detseg` states it.
+
+        probabilities:  bool, whether the result has them.
+        """
+        if isinstance(image, (str, Path)):
+            image = read_image(image, self.config.data.channels)
+        channels = self.config.data.channels
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
+            raise UserError(f"image is {image.dtype} {image.shape}, expected uint8 (height, width, {channels})")
+        return self.inference(probabilities)(image)
+
+
+def predict_files(predictor, inputs, output, save_probabilities=False):
+    """Predicts images and writes masks and drawings into the folder `output`.
+
+    inputs:   files, folders (their images, not those of subfolders) and glob patterns.
+    Returns   the paths of the images done. Raises UserError after the last image when some could not be read, naming
+              them all; before the first when two images have the same stem or nothing matches.
+    """
+    images = find_images(inputs)
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    done, problems = [], []
+    for path in tqdm(images, desc="predict", unit="img", disable=None):
+        try:
+            image = read_image(path, predictor.config.data.channels)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        prediction = predictor.predict(image, save_probabilities)
+        predictor.task.write_prediction(prediction, image, output, path.stem)
+        done.append(path)
+    logger.info("%d images predicted: %s", len(done), output)
+    if problems:
+        lines = "\n  ".join(problems)
+        raise UserError(f"{len(problems)} of {len(images)} images could not be predicted:\n  {lines}")
+    return done
+
+
+def find_images(inputs):
+    """The image files that files, folders and glob patterns name, in order, each once."""
+    images = []
+    for item in map(str, inputs):
+        path = Path(item)
+        if path.is_dir():
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise UserError(f"{path}: no images in this folder; looked for {', '.join(IMAGE_SUFFIXES)}")
+        elif path.is_file():
+            found = [path]
+        else:
+            found = sorted(map(Path, glob.glob(item, recursive=True)))
+            if not found:
+                raise UserError(f"{item}: no such file, folder or match of a pattern")
+        images.extend(found)
+    images = list(dict.fromkeys(images))
+    by_stem = {}
+    for path in images:
+        other = by_stem.setdefault(path.stem, path)
+        if other != path:
+            raise UserError(f"{other} and {path} have the same stem, so their results would overwrite each other")
+    return images

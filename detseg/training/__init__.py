@@ -1,0 +1,1 @@
+"""Training: optimizers, schedules, callbacks and the run folder."""

@@ -1,0 +1,186 @@
+"""Training a config: from its data to a run folder."""
+
+import contextlib
+import logging
+
+import keras
+
+from detseg.data.datasets import create_dataset
+from detseg.data.loader import SampleStream, load_batches
+from detseg.data.validate import scan_split
+from detseg.errors import UserError
+from detseg.tasks import create_task
+from detseg.training.callbacks import Record, SaveState, StopOnNonFiniteLoss, Validate, averaged_weights, save_weights
+from detseg.training.checkpoint import restore_state
+from detseg.training.optimizers import create_optimizer
+from detseg.training.run_folder import RunFolder, accelerators
+from detseg.training.schedules import create_schedule
+
+logger = logging.getLogger("detseg")
+
+
+def train(config, run, resume=False):
+    """Trains a config into a run folder.
+
+    config:  a Config.
+    run:     path of the run folder: new or empty, or one that an equal config has started, with resume.
+    Returns  the RunFolder. Raises UserError for everything in config and data that cannot work, before the first step.
+    """
+    folder = RunFolder(run)
+    if resume:
+        config = _config_of_resumed(config, folder)
+    keras.utils.set_random_seed(config.seed)
+    keras.config.set_dtype_policy(config.train.precision)
+
+    train_set = create_dataset(config.data, "train")
+    val_set = create_dataset(config.data, "val") if config.data.val is not None else None
+    task = create_task(config, train_set.classes)
+    scan = scan_split(train_set)
+    task.check_training_data(scan)
+    if val_set is not None:
+        scan_split(val_set)
+
+    class_weights = folder.read_class_weights() if resume else task.count_class_weights(scan)
+    loss = task.create_loss(class_weights)
+    model, backbone = task.create_model(pretrained=not resume)
+    if config.train.initial_weights is not None and not resume:
+        _take_over_weights(model, config.train.initial_weights)
+    steps_per_epoch = config.train.steps_per_epoch or max(1, len(train_set) // config.train.batch_size)
+    _compile(model, backbone, loss, config, steps_per_epoch)
+    progress = {"epoch": 0, "best": None}
+    if resume:
+        progress = restore_state(folder.state, model)
+    else:
+        folder.create(config, task.classes, class_weights)
+    with _log_to(folder.log):
+        logger.info(
+            "%s: %d training images, %s validation images, %d classes, %d parameters",
+            *(folder.path, len(train_set), len(val_set) if val_set else "no", len(task.classes), model.count_params()),
+        )
+        _fit(task, model, config, folder, train_set, val_set, steps_per_epoch, progress)
+    return folder
+
+
+def _fit(task, model, config, folder, train_set, val_set, steps_per_epoch, progress):
+    settings = config.train
+    start = progress["epoch"] * steps_per_epoch * settings.batch_size
+    length = settings.epochs * steps_per_epoch * settings.batch_size
+    if start >= length:
+        raise UserError(f"{folder.path}: all {settings.epochs} epochs are done; raise train.epochs to go on")
+    stream = SampleStream(train_set, task.create_preparation(), config.seed, length)
+    validate = None
+    if val_set is not None:
+        validate = Validate(task, model, val_set, folder.best_weights, settings, settings.epochs, best=progress["best"])
+    counts = (settings.batch_size, steps_per_epoch)
+    record = Record(folder, task.score_name, *counts, settings.epochs, progress["epoch"])
+    callbacks = [StopOnNonFiniteLoss(stream, *counts), validate, record, SaveState(folder.state, validate)]
+    try:
+        model.fit(
+            load_batches(stream, settings.batch_size, settings.workers, start),
+            steps_per_epoch=steps_per_epoch,
+            epochs=settings.epochs,
+            initial_epoch=progress["epoch"],
+            callbacks=[callback for callback in callbacks if callback is not None],
+            shuffle=False,  # the stream's order is random already
+            verbose=0,
+        )
+    except Exception:
+        if stream.error is not None:
+            raise stream.error from None
+        raise
+    finally:
+        record.close()
+    if validate is None:
+        with averaged_weights(model):
+            save_weights(model, folder.best_weights)
+        logger.info("no validation split: the last weights are kept in %s", folder.best_weights)
+    else:
+        best = validate.best
+        logger.info(
+            "best val %s %.4f, epoch %d: %s", task.score_name, best["score"], best["epoch"], folder.best_weights
+        )
+
+
+def _compile(model, backbone, loss, config, steps_per_epoch):
+    settings = config.train
+    backbone_variables = {id(variable) for variable in backbone.model.trainable_variables}
+
+    def learning_rate_factor(variable):
+        factor = settings.backbone_learning_rate_factor if id(variable) in backbone_variables else 1.0
+        return factor * (settings.bias_learning_rate_factor if variable.name == "bias" else 1.0)
+
+    schedule = create_schedule(settings.schedule, settings.optimizer.learning_rate, steps_per_epoch, settings.epochs)
+    optimizer = create_optimizer(settings.optimizer, schedule, settings.ema, learning_rate_factor)
+    # XLA makes these models ten times slower on CPUs; the JAX backend knows nothing else.
+    jit_compile = bool(accelerators()) or keras.backend.backend() == "jax"
+    model.compile(optimizer=optimizer, loss=loss, jit_compile=jit_compile)
+
+
+def _config_of_resumed(config, folder):
+    """The config to go on with: the given one, which may differ from the run's in train.epochs only."""
+    saved = folder.read_config()
+    given = config.model_dump()
+    expected = saved.model_dump()
+    given["train"].pop("epochs")
+    expected["train"].pop("epochs")
+    differing = sorted(_differing_keys(given, expected))
+    if differing:
+        raise UserError(
+            f"{folder.config}: --resume goes on with the run's own config, but these keys differ from the one given: "
+            f"{', '.join(differing)}. Only train.epochs may change; start a new run for the rest"
+        )
+    return config
+
+
+def _differing_keys(first, second, prefix=""):
+    for key in first.keys() | second.keys():
+        a, b = first.get(key), second.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differing_keys(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}"
+
+
+def _take_over_weights(model, run):
+    """Copies the weights of another run into the layers of the same name and shapes, and says which got none."""
+    folder = RunFolder(run)
+    config = folder.read_config()
+    source, _ = create_task(config, folder.read_classes()).create_model(pretrained=False)
+    load_best_weights(source, folder)
+    values = {variable.path: variable for variable in source.variables}
+    taken, left = [], []
+    for variable in model.variables:
+        value = values.get(variable.path)
+        if value is not None and value.shape == variable.shape:
+            variable.assign(value)
+            taken.append(variable.path)
+        else:
+            left.append(variable.path)
+    if not taken:
+        raise UserError(f"train.initial_weights: {run}: no layer of its model has a layer of this one's name and shape")
+    logger.info(
+        "initial weights: %d variables from %s; left as they were: %s", len(taken), run, ", ".join(left) or "none"
+    )
+
+
+def load_best_weights(model, folder):
+    """Loads a run's best weights into a model of the run's config."""
+    if not folder.best_weights.is_file():
+        raise UserError(f"{folder.best_weights}: missing: the run has not finished its first validation")
+    try:
+        model.load_weights(folder.best_weights)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder.best_weights}: does not fit the model of {folder.config}: {error}") from error
+
+
+@contextlib.contextmanager
+def _log_to(path):
+    """While inside, what detseg logs is also written to a file, with times."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

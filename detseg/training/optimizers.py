@@ -1,0 +1,58 @@
+"""Keras' optimizers with learning-rate factors for parts of a model and weight decay that spares norms and biases."""
+
+import keras
+from keras import ops
+
+# Config name -> (class, the config's keys that are its own arguments). adamw is adam here: decay is ours for all.
+OPTIMIZERS = {
+    "sgd": (keras.optimizers.SGD, ("momentum", "nesterov")),
+    "adagrad": (keras.optimizers.Adagrad, ("initial_accumulator_value", "epsilon")),
+    "adadelta": (keras.optimizers.Adadelta, ("rho", "epsilon")),
+    "rmsprop": (keras.optimizers.RMSprop, ("rho", "momentum", "epsilon", "centered")),
+    "adam": (keras.optimizers.Adam, ("beta_1", "beta_2", "epsilon", "amsgrad")),
+    "adamax": (keras.optimizers.Adamax, ("beta_1", "beta_2", "epsilon")),
+    "nadam": (keras.optimizers.Nadam, ("beta_1", "beta_2", "epsilon")),
+    "adamw": (keras.optimizers.Adam, ("beta_1", "beta_2", "epsilon", "amsgrad")),
+}
+
+
+def create_optimizer(config, schedule, ema=None, learning_rate_factor=None):
+    """The optimizer of a config's train.optimizer.
+
+    schedule:              a LearningRateSchedule.
+    ema:                   None, or the momentum of an average of the weights kept beside them.
+    learning_rate_factor:  None, or a function of a variable -> float that its learning rate is multiplied by.
+
+    Weight decay is decoupled and scaled by the variable's learning rate, w -= rate * decay * w (Loshchilov and Hutter
+    2019), for kernels only: variables of fewer than two axes are biases or belong to norms.
+    """
+    base, keys = OPTIMIZERS[config.name]
+    factor_of = learning_rate_factor or (lambda variable: 1.0)
+    decay = config.weight_decay
+
+    class Optimizer(base):
+        """`base` with a learning-rate factor and a decay for each variable."""
+
+        def build(self, variables):
+            super().build(variables)
+            self.factors = [factor_of(variable) for variable in variables]
+            self.decays = [decay if len(variable.shape) >= 2 else 0.0 for variable in variables]
+
+        def update_step(self, gradient, variable, learning_rate):
+            index = self._get_variable_index(variable)
+            learning_rate = learning_rate * self.factors[index]
+            if self.decays[index]:
+                rate = ops.cast(learning_rate * self.decays[index], variable.dtype)
+                self.assign_sub(variable, ops.multiply(variable, rate))
+            super().update_step(gradient, variable, learning_rate)
+
+    Optimizer.__name__ = base.__name__
+    arguments = {key: getattr(config, key) for key in keys}
+    return Optimizer(
+        learning_rate=schedule,
+        global_clipnorm=config.clip_norm,
+        use_ema=ema is not None,
+        ema_momentum=0.99 if ema is None else ema,
+        name=config.name,
+        **arguments,
+    )

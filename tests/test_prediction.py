@@ -1,0 +1,98 @@
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import detseg
+from detseg.errors import UserError
+from detseg.prediction import find_images
+
+
+@pytest.fixture(scope="module")
+def predictor(trained_run):
+    return detseg.load(trained_run)
+
+
+@pytest.fixture
+def picture(shapes_root):
+    return np.array(Image.open(shapes_root / "JPEGImages" / "shapes_test_0001.jpg"))
+
+
+@pytest.mark.parametrize("size", [(192, 192), (33, 190), (1, 1), (31, 257)])
+def test_every_image_size_gives_a_mask_of_its_size(predictor, picture, size):
+    image = cv2.resize(picture, size[::-1])
+    prediction = predictor.predict(image, probabilities=True)
+    assert prediction.label_map.shape == size
+    assert prediction.label_map.dtype == np.uint8
+    assert prediction.probabilities.shape == (*size, 6)
+    np.testing.assert_allclose(prediction.probabilities.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(prediction.probabilities.argmax(-1), prediction.label_map)
+
+
+def test_probabilities_come_only_when_asked_for_and_change_no_label(predictor, picture):
+    plain = predictor.predict(picture)
+    assert plain.probabilities is None
+    np.testing.assert_array_equal(plain.label_map, predictor.predict(picture, probabilities=True).label_map)
+
+
+def test_a_path_is_read_as_an_image(predictor, picture, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), picture[..., ::-1])
+    expected = predictor.predict(picture).label_map
+    np.testing.assert_array_equal(predictor.predict(tmp_path / "a.png").label_map, expected)
+
+
+def test_grey_rgba_and_16_bit_files_are_predicted(predictor, picture, tmp_path):
+    grey = picture[..., 1]
+    cv2.imwrite(str(tmp_path / "grey.png"), grey)
+    cv2.imwrite(str(tmp_path / "sixteen.png"), grey.astype(np.uint16) * 257)
+    Image.fromarray(picture).convert("RGBA").save(tmp_path / "alpha.png")
+    expected = predictor.predict(np.repeat(grey[..., None], 3, -1)).label_map
+    np.testing.assert_array_equal(predictor.predict(tmp_path / "grey.png").label_map, expected)
+    np.testing.assert_array_equal(predictor.predict(tmp_path / "sixteen.png").label_map, expected)
+    np.testing.assert_array_equal(
+        predictor.predict(tmp_path / "alpha.png").label_map, predictor.predict(picture).label_map
+    )
+
+
+def test_exif_rotation_is_applied(predictor, picture, tmp_path):
+    image = Image.fromarray(picture[:, :100])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    image.save(tmp_path / "turned.png", exif=exif)
+    label_map = predictor.predict(tmp_path / "turned.png").label_map
+    assert label_map.shape == (100, 192)
+    np.testing.assert_array_equal(label_map, predictor.predict(np.rot90(picture[:, :100], -1).copy()).label_map)
+
+
+@pytest.mark.parametrize("resize", ["[96, 64]", "{shorter: 96, longer: 300}"])
+def test_data_resize_is_mapped_back_to_the_original_size(trained_run, picture, resize):
+    predictor = detseg.load(trained_run, [f"data.resize={resize}"])
+    prediction = predictor.predict(picture[:, :150], probabilities=True)
+    assert prediction.label_map.shape == (192, 150)
+    np.testing.assert_array_equal(prediction.probabilities.argmax(-1), prediction.label_map)
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 1), np.uint8), np.zeros((4, 4, 3))])
+def test_arrays_of_another_form_are_refused(predictor, image):
+    with pytest.raises(UserError, match=r"expected uint8 \(height, width, 3\)"):
+        predictor.predict(image)
+
+
+def test_files_folders_and_patterns_are_found_once_each(tmp_path):
+    for name in ("a.jpg", "b.PNG", "c.txt"):
+        (tmp_path / name).touch()
+    folder = [tmp_path / "a.jpg", tmp_path / "b.PNG"]
+    assert find_images([tmp_path]) == folder
+    assert find_images([tmp_path / "a.jpg", tmp_path]) == folder
+    assert find_images([tmp_path / "*.jpg"]) == folder[:1]
+
+
+def test_inputs_that_cannot_work_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        find_images([tmp_path / "x.jpg"])
+    with pytest.raises(UserError, match="no images"):
+        find_images([tmp_path])
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UserError, match="same stem"):
+        find_images([tmp_path])

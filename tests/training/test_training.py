@@ -1,0 +1,199 @@
+import csv
+import json
+import logging
+
+import keras
+import numpy as np
+import pytest
+
+from detseg.errors import UserError
+from detseg.training import fit
+from detseg.training.callbacks import averaged_weights
+from detseg.training.fit import train
+from detseg.training.run_folder import RunFolder
+
+TIME_COLUMNS = ("seconds", "images_per_second")
+
+
+def history_of(run):
+    """history.csv without its time columns."""
+    with open(run / "history.csv", newline="") as file:
+        return [{key: value for key, value in row.items() if key not in TIME_COLUMNS} for row in csv.DictReader(file)]
+
+
+def weights_of(run):
+    import h5py
+
+    values = {}
+    with h5py.File(run / "best.weights.h5") as file:
+        file.visititems(lambda name, item: values.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return values
+
+
+def test_run_folder_holds_what_the_contract_says(trained_run):
+    for name in ("config.yaml", "classes.json", "environment.json", "best.weights.h5", "history.csv", "log.txt"):
+        assert (trained_run / name).is_file(), name
+    assert any((trained_run / "tensorboard").iterdir())
+    assert any((trained_run / "state").iterdir())
+    assert json.loads((trained_run / "classes.json").read_text())[0] == "background"
+    environment = json.loads((trained_run / "environment.json").read_text())
+    assert environment["packages"]["keras"] == keras.__version__
+    assert [row["epoch"] for row in history_of(trained_run)] == ["1", "2"]
+    assert not list(trained_run.rglob(".*")), "nothing half-written is left"
+
+
+def test_two_runs_of_one_config_give_the_same_history(quick_config, trained_run, tmp_path):
+    train(quick_config(), tmp_path / "again")
+    assert history_of(tmp_path / "again") == history_of(trained_run)
+
+
+@pytest.mark.parametrize("extra", [[], ["train.optimizer={name: adam, learning_rate: 0.01}", "train.ema=0.9"]])
+def test_resumed_run_equals_uninterrupted_run(quick_config, tmp_path, monkeypatch, extra):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(quick_config(*extra), whole)
+
+    class Stop(Exception):
+        pass
+
+    def stop(self, epoch, logs=None):
+        if epoch == 1:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit.Record, "on_epoch_begin", stop)
+        with pytest.raises(AttributeError, match="_seconds"):  # the bar was never started: ends before any epoch
+            train(quick_config(*extra), tmp_path / "unused")
+    original = fit.Record.on_epoch_begin
+
+    def stop_in_second(self, epoch, logs=None):
+        original(self, epoch, logs)
+        stop(self, epoch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit.Record, "on_epoch_begin", stop_in_second)
+        with pytest.raises(Stop):
+            train(quick_config(*extra), resumed)
+    assert len(history_of(resumed)) == 1
+    train(quick_config(*extra), resumed, resume=True)
+    assert history_of(resumed) == history_of(whole)
+    expected, actual = weights_of(whole), weights_of(resumed)
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
+
+
+def test_resume_with_more_epochs_goes_on_and_other_changes_are_refused(quick_config, tmp_path):
+    run = tmp_path / "run"
+    constant = "train.schedule={name: constant}"
+    train(quick_config("train.epochs=1", constant), run)
+    with pytest.raises(UserError, match=r"train\.batch_size"):
+        train(quick_config("train.batch_size=2", constant), run, resume=True)
+    with pytest.raises(UserError, match="all 1 epochs are done"):
+        train(quick_config("train.epochs=1", constant), run, resume=True)
+    train(quick_config("train.epochs=2", constant), run, resume=True)
+    assert len(history_of(run)) == 2
+
+
+def test_a_run_folder_with_files_is_never_overwritten(quick_config, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="--resume"):
+        train(quick_config(), run)
+    assert [path.name for path in run.iterdir()] == ["thesis.txt"]
+
+
+def test_resume_without_a_run_or_a_state_says_so(quick_config, tmp_path):
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        train(quick_config(), tmp_path / "nothing", resume=True)
+    RunFolder(tmp_path / "begun").create(quick_config(), ["a"])
+    with pytest.raises(UserError, match="no saved state"):
+        train(quick_config(), tmp_path / "begun", resume=True)
+
+
+def test_a_non_finite_loss_stops_with_the_names_of_the_images(quick_config, tmp_path):
+    config = quick_config("train.optimizer={name: sgd, learning_rate: 1e+30}", "train.schedule={name: constant}")
+    with pytest.raises(UserError, match=r"the loss is (nan|inf).*shapes_train_\d+.*learning_rate"):
+        train(config, tmp_path / "run")
+
+
+def test_frozen_stages_keep_their_weights_and_statistics(quick_config, tmp_path):
+    config = quick_config("model.freeze_stages=3", "train.epochs=1")
+    keras.utils.set_random_seed(config.seed)
+    task = fit.create_task(config, ["a"] * 6)
+    initial, backbone = task.create_model()
+    names = {layer.name for layer in backbone.stage_layers(3)}
+    expected = {layer.name: layer.get_weights() for layer in backbone.model.layers}
+    train(config, tmp_path / "run")
+    fit.load_best_weights(initial, RunFolder(tmp_path / "run"))
+    for layer in backbone.model.layers:
+        same = all(np.array_equal(a, b) for a, b in zip(expected[layer.name], layer.get_weights(), strict=True))
+        if layer.weights:
+            assert same == (layer.name in names), layer.name
+
+
+def test_initial_weights_take_over_equal_layers_and_say_what_is_left(quick_config, trained_run, tmp_path, caplog):
+    logging.getLogger("detseg").propagate = True
+    config = quick_config(
+        "model.name=fcn16s", f"train.initial_weights={trained_run}", "train.epochs=1", "train.steps_per_epoch=1"
+    )
+    with caplog.at_level(logging.INFO, logger="detseg"):
+        train(config, tmp_path / "run")
+    assert "initial weights:" in caplog.text
+    assert "left as they were: none" in caplog.text
+
+
+def test_averaged_weights_are_swapped_in_and_out():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
+    model.compile(optimizer=keras.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5), loss="mse", jit_compile=False)
+    for _ in range(2):
+        model.train_on_batch(np.ones((1, 1)), np.zeros((1, 1)))
+    raw = np.array(model.weights[0])
+    with averaged_weights(model):
+        assert not np.array_equal(np.array(model.weights[0]), raw)
+    np.testing.assert_array_equal(np.array(model.weights[0]), raw)
+
+
+def test_without_a_validation_split_the_last_weights_are_kept(quick_config, tmp_path):
+    folder = train(quick_config("data.val=null", "train.epochs=1"), tmp_path / "run")
+    assert folder.best_weights.is_file()
+    assert "val_miou" not in history_of(folder.path)[0]
+
+
+def test_early_stopping_ends_the_run(quick_config, tmp_path):
+    config = quick_config(
+        "train.early_stopping=1",
+        "train.epochs=30",
+        "train.optimizer={name: sgd, learning_rate: 1e-12}",
+        "train.schedule={name: constant}",
+        "train.steps_per_epoch=1",
+        "model.norm=frozen",
+    )
+    train(config, tmp_path / "run")
+    assert len(history_of(tmp_path / "run")) == 2
+
+
+def test_median_frequency_weights_are_computed_once_and_kept_in_the_run(quick_config, tmp_path):
+    folder = train(quick_config("loss.0.class_weights=median_frequency", "train.epochs=1"), tmp_path / "run")
+    weights = json.loads((folder.path / "class_weights.json").read_text())
+    assert list(weights) == json.loads((folder.path / "classes.json").read_text())
+    assert weights["background"] < 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["augmentation=[{scale_jitter: [0.5, 2.0]}]"], "scale_jitter"),
+        (["loss.0.class_weights=[1, 2]"], r"2 weights, but the data has 6 classes"),
+        (["data.train=trian"], "trian"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(quick_config, tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message):
+        train(quick_config(*overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_mixed_precision_trains(quick_config, tmp_path):
+    folder = train(quick_config("train.precision=mixed_bfloat16", "train.epochs=1"), tmp_path / "run")
+    assert np.isfinite(float(history_of(folder.path)[0]["loss"]))
