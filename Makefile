@@ -35,7 +35,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 check-all: lint
 	$(BIN)/python -m pytest

@@ -8,27 +8,45 @@ from detseg.files import written_whole
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
+# Twenty colours that are told apart on a photo (Trubetskoy's list); the VOC palette is too dark for that.
+_COLOURS = (
+    *((230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48), (145, 30, 180), (70, 240, 240)),
+    *((240, 50, 230), (210, 245, 60), (250, 190, 212), (0, 128, 128), (220, 190, 255), (170, 110, 40), (255, 250, 200)),
+    *((128, 0, 0), (170, 255, 195), (128, 128, 0), (255, 215, 180), (0, 0, 128), (128, 128, 128)),
+)
+
+
+def class_colours(classes):
+    """The colours of drawn classes: uint8 (256, 3), RGB, index = label. A first class "background" is black."""
+    colours = voc_palette()
+    start = 1 if classes[0] == "background" else 0
+    count = min(len(_COLOURS), 256 - start)
+    colours[start : start + count] = _COLOURS[:count]
+    return colours
+
 
 def draw_label_map(image, label_map, classes, opacity=0.5):
     """The image with its label map over it and a legend of the classes that occur.
 
     image:      uint8 (H, W, C); 1, 3 (RGB) or more channels, of which the first three are shown.
-    label_map:  uint8 (H, W); labels that name no class (ignore_label) are left uncoloured and marked by hatching.
+    label_map:  uint8 (H, W); labels that name no class (ignore_label) are left uncoloured and marked by hatching, a
+                first class "background" is left uncoloured.
     classes:    names, index = label.
     Returns     uint8 (H, W + legend width, 3), RGB.
     """
     image = _as_rgb(image)
-    palette = voc_palette()
+    colours = class_colours(classes)
     ignored = label_map >= len(classes)
-    alpha = np.where(ignored | (palette[label_map].sum(-1) == 0), 0.0, opacity)[..., None].astype(np.float32)
-    blended = image * (1 - alpha) + palette[label_map] * alpha
+    plain = ignored | (label_map == 0) if classes[0] == "background" else ignored
+    alpha = np.where(plain, 0.0, opacity)[..., None].astype(np.float32)
+    blended = image * (1 - alpha) + colours[label_map] * alpha
     blended = np.rint(blended).astype(np.uint8)
     blended[_outlines(label_map) & ~ignored] = 255
     rows, columns = np.indices(label_map.shape, sparse=True)
     blended[ignored & ((rows + columns) % 8 == 0)] = 255
     shares = np.bincount(label_map.ravel(), minlength=256)[: len(classes)] / label_map.size
     present = [index for index in np.argsort(-shares) if shares[index] > 0]
-    entries = [(tuple(int(v) for v in palette[i]), f"{classes[i]} {100 * shares[i]:.1f}%") for i in present]
+    entries = [(tuple(colours[i].tolist()), f"{classes[i]} {100 * shares[i]:.1f}%") for i in present]
     return np.concatenate([blended, _legend(entries, image.shape[0])], axis=1)
 
 
@@ -52,7 +70,7 @@ def _outlines(label_map):
 
 def _legend(entries, height):
     """A panel of colour fields and texts, in a size that suits the image and columns where the height does not do."""
-    scale = float(np.clip(height / 480, 0.35, 2.0)) * 0.6
+    scale = float(np.clip(height / 480, 0.6, 2.0)) * 0.6
     line = max(12, round(40 * scale))
     text_width = max((cv2.getTextSize(text, _FONT, scale, 1)[0][0] for _, text in entries), default=0)
     column_width = text_width + 2 * line

@@ -140,13 +140,12 @@ class SegmentationTask:
 
     def write_prediction(self, prediction, image, output, stem):
         """Writes STEM.png (palette PNG of class indices), STEM_overlay.png and, where the prediction has probabilities,
-        STEM.npz (float16 probabilities (H, W, K), classes) into the folder `output`."""
+        STEM.npz (probabilities (H, W, K), classes) into the folder `output`."""
         write_index_png(output / f"{stem}.png", prediction.label_map, voc_palette())
         write_png(output / f"{stem}_overlay.png", draw_label_map(image, prediction.label_map, self.classes))
         if prediction.probabilities is not None:
-            probabilities = prediction.probabilities.astype(np.float16)
             with written_whole(output / f"{stem}.npz") as path:
-                np.savez_compressed(path, probabilities=probabilities, classes=np.array(self.classes))
+                np.savez_compressed(path, probabilities=prediction.probabilities, classes=np.array(self.classes))
 
     def format_scores(self, result):
         """A result of `evaluate` as lines of text: every class from best to worst, and the scores."""

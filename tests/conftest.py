@@ -12,11 +12,11 @@ QUICK_CONFIG = """
 task: segmentation
 data: {{format: voc-segmentation, root: {root}, train: train, val: val, test: test}}
 augmentation: [{{scale_jitter: [0.8, 1.2]}}, {{random_crop: [64, 64]}}, {{flip: both}}]
-model: {{name: fcn8s, backbone: mobilenet, alpha: 0.25, weights: null, dropout: 0.2}}
+model: {{name: fcn8s, backbone: vgg16, alpha: 0.0625, weights: null, head_channels: 8, dropout: 0.2}}
 train:
   epochs: 2
   batch_size: 4
-  optimizer: {{name: sgd, learning_rate: 0.05, momentum: 0.9}}
+  optimizer: {{name: adam, learning_rate: 0.001}}
   schedule: {{name: poly, warmup_steps: 2}}
 """
 

@@ -31,7 +31,7 @@ def create_backbone(
     in_channels:    int, channels of the images. Weights for 3 channels are fitted to others: see `load_weights`.
     weights:        None (random), "imagenet" or the path of a weight file: see `load_weights`.
     norm:           "batch", "frozen" (statistics, scale and offset fixed) or "group". A VGG has no norms: no effect.
-    alpha:          width multiplier of the MobileNets; 1 elsewhere.
+    alpha:          width multiplier: the share of the family's filters that each layer has.
     activation:     None (the family's own: relu, relu6) or the Keras name of another one.
     variant:        None; for families that come in several forms (none of these).
     Returns a `Backbone`. Inputs are (B, H, W, in_channels), of any size; the levels line up exactly where H and W are

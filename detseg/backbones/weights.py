@@ -118,6 +118,8 @@ def _open(weights, name, alpha=1.0, include_top=False):
 
 def _imagenet_twin(name, alpha, include_top):
     options = {} if alpha == 1 else {"alpha": alpha}
+    if options and name in ("vgg16", "vgg19"):
+        raise UserError(f"model.weights: {name} has ImageNet weights at model.alpha 1 only, not {alpha}; expected null")
     try:
         return getattr(keras.applications, TWINS[name])(
             weights="imagenet", include_top=include_top, input_shape=(224, 224, 3), **options

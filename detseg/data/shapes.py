@@ -112,7 +112,8 @@ def _draw_shape(rng, name):
     rasterised, so the mask is exact.
     """
     while True:
-        extent, aspect, angle = rng.uniform(MIN_EXTENT, MAX_EXTENT), rng.uniform(0.75, 1.0), rng.uniform(0, 2 * math.pi)
+        extent = math.sqrt(rng.uniform(MIN_EXTENT**2, MAX_EXTENT**2))
+        aspect, angle = rng.uniform(0.75, 1.0), rng.uniform(0, 2 * math.pi)
         cos, sin = math.cos(angle), math.sin(angle)
         tips = [(cos * x - sin * y * aspect, sin * x + cos * y * aspect) for x, y in _tips(name)]
         radius = extent / max(np.ptp(tips, axis=0))

@@ -16,7 +16,7 @@ from detseg.data.palette import voc_palette, write_index_png
 from detseg.data.shapes import CLASSES, OCCLUDED, SPLITS, bounding_box, draw_picture, paint_label_maps
 from detseg.errors import UserError
 
-VERSION = 4  # of the pictures and files: to be raised with every change of what is written
+VERSION = 5  # of the pictures and files: to be raised with every change of what is written
 MARKER = "shapes.json"
 _FOLDERS = (
     "JPEGImages",

@@ -78,7 +78,13 @@ def _scan(dataset, progress):
     try:
         results = pool.map(lambda i: _examine(dataset, i), range(len(dataset)))
         results = list(
-            tqdm(results, desc=f"checking {dataset.split}", total=len(dataset), unit="img", disable=not progress)
+            tqdm(
+                results,
+                desc=f"checking {dataset.split}",
+                total=len(dataset),
+                unit="img",
+                disable=None if progress else True,
+            )
         )
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest

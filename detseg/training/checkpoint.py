@@ -11,12 +11,12 @@ _PROGRESS = "progress.json"
 
 
 def save_state(path, model, progress):
-    """Writes the model's variables (weights, optimizer, seeds) and a progress dict to one .npz file."""
-    arrays = _flatten(model.get_state_tree(value_format="numpy_array"))
+    """Writes a compiled model's variables (weights, seeds, optimizer) and a progress dict to one .npz file."""
+    arrays = {str(index): np.array(variable) for index, variable in enumerate(_variables(model))}
     arrays[_PROGRESS] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+    with written_whole(path) as temporary:
+        np.savez(temporary, **arrays)
 
 
 def restore_state(path, model):
@@ -25,44 +25,23 @@ def restore_state(path, model):
     Raises UserError when the file is missing or its variables are not the model's.
     """
     if not path.is_file():
-        raise UserError(
-            f"{path}: no saved state to resume from; the run stopped before its first epoch ended. Start anew"
-        )
+        raise UserError(f"{path}: missing: the run stopped before its first epoch ended. Start it anew")
     with np.load(path) as file:
-        arrays = {key: file[key] for key in file.files}
+        arrays = dict(file)
     progress = json.loads(arrays.pop(_PROGRESS).tobytes())
     model.optimizer.build(model.trainable_variables)
-    expected = _flatten(model.get_state_tree(value_format="numpy_array"))
-    expected = {key: value for key, value in expected.items() if not key.startswith("metrics_variables")}
-    arrays = {key: value for key, value in arrays.items() if not key.startswith("metrics_variables")}
-    differing = sorted(
-        key
-        for key in expected.keys() | arrays.keys()
-        if key not in arrays or key not in expected or arrays[key].shape != expected[key].shape
-    )
-    if differing:
-        raise UserError(f"{path}: was saved by another model or optimizer; first difference: {differing[0]}")
-    model.set_state_tree(_unflatten(arrays))
+    variables = _variables(model)
+    saved = [arrays[str(index)] for index in range(len(arrays))]
+    if [array.shape for array in saved] != [tuple(variable.shape) for variable in variables]:
+        raise UserError(f"{path}: its {len(saved)} variables are not the {len(variables)} of this model and optimizer")
+    for variable, array in zip(variables, saved, strict=True):
+        variable.assign(array)
     return progress
 
 
-def _flatten(tree, prefix=""):
-    """Nested dicts of arrays to one dict whose keys are joined by '|', which occurs in no variable's name."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}|")
-        else:
-            flat[f"{prefix}{key}"] = np.asarray(value)
-    return flat
+def _variables(model):
+    """All that a training step changes, in an order that the model's structure decides.
 
-
-def _unflatten(flat):
-    tree = {}
-    for path, value in flat.items():
-        *parents, key = path.split("|")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[key] = value
-    return tree
+    Not by path, as model.get_state_tree has it: seed generators get other names when a process builds another model.
+    """
+    return [*model.trainable_variables, *model.non_trainable_variables, *model.optimizer.variables]

@@ -147,9 +147,9 @@ def _take_over_weights(model, run):
     config = folder.read_config()
     source, _ = create_task(config, folder.read_classes()).create_model(pretrained=False)
     load_best_weights(source, folder)
-    values = {variable.path: variable for variable in source.variables}
+    values = {variable.path: variable for variable in source.weights}
     taken, left = [], []
-    for variable in model.variables:
+    for variable in model.weights:
         value = values.get(variable.path)
         if value is not None and value.shape == variable.shape:
             variable.assign(value)

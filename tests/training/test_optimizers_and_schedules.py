@@ -11,8 +11,9 @@ from detseg.training.schedules import create_schedule
 
 def config_of(name, **keys):
     """The optimizer section of a config with its defaults."""
-    classes = {cls.model_fields["name"].annotation.__args__[0]: cls for cls in schema._Optimizer.__subclasses__()}
-    return classes[name](name=name, learning_rate=0.1, **keys)
+    classes = (schema.SGD, schema.Adagrad, schema.Adadelta, schema.RMSprop, schema.Adam, schema.Adamax, schema.Nadam)
+    by_name = {cls.__name__.lower(): cls for cls in (*classes, schema.AdamW)}
+    return by_name[name](name=name, learning_rate=0.1, **{"weight_decay": 0.0, **keys})
 
 
 def step(optimizer, variables, gradients):

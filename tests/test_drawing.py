@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from detseg.drawing import class_colours, draw_label_map
+
+CLASSES = ("background", "cat", "dog")
+
+
+def picture(height, width, channels=3):
+    return np.full((height, width, channels), 100, np.uint8)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 300), (375, 500), (1200, 800)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_image_stays_at_its_size_beside_the_legend(size, channels):
+    label_map = np.zeros(size, np.uint8)
+    label_map[size[0] // 2 :] = 2
+    drawn = draw_label_map(picture(*size, channels), label_map, CLASSES)
+    assert drawn.dtype == np.uint8
+    assert drawn.shape[0] == size[0]
+    assert drawn.shape[1] > size[1]
+    assert drawn.shape[2] == 3
+
+
+def test_background_is_left_as_it_was_and_classes_are_blended_by_hand():
+    label_map = np.zeros((50, 60), np.uint8)
+    label_map[10:40, 10:40] = 1
+    drawn = draw_label_map(picture(50, 60), label_map, CLASSES)
+    assert drawn[0, 0].tolist() == [100, 100, 100]
+    assert drawn[25, 25].tolist() == [165, 62, 88]
+    assert drawn[25, 39].tolist() == [255, 255, 255], "outline"
+
+
+def test_without_a_background_the_first_class_is_coloured_too():
+    drawn = draw_label_map(picture(9, 9), np.zeros((9, 9), np.uint8), ("sky", "road"))
+    assert drawn[4, 4].tolist() == [165, 62, 88]
+
+
+def test_ignored_pixels_show_the_image_and_hatching():
+    drawn = draw_label_map(picture(32, 32), np.full((32, 32), 255, np.uint8), CLASSES)[:, :32]
+    assert set(np.unique(drawn)) == {100, 255}
+
+
+def test_colours_of_the_first_twenty_classes_are_all_different():
+    colours = class_colours(["a"] * 20)[:20]
+    assert len({tuple(colour) for colour in colours.tolist()}) == 20
+    assert not class_colours(CLASSES)[0].any()

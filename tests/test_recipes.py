@@ -1,0 +1,87 @@
+"""Every file in configs/ builds its model and takes one training step on a small data set of the same layout."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from detseg.config import load_config
+from detseg.data.classes import VOC_CLASSES
+from detseg.data.palette import voc_palette, write_index_png
+from detseg.evaluation import evaluate
+from detseg.training.fit import train
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+CLASSES = ("sky", "road", "car")
+SMALL = ["train.epochs=1", "train.steps_per_epoch=1", "train.batch_size=2", "model.weights=null"]
+
+
+def write_voc_segmentation(root, data):
+    """Two random pictures a split, in the layout that a config's data section names."""
+    rng = np.random.default_rng(0)
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    names = VOC_CLASSES if data.classes == "voc" else CLASSES
+    if data.classes is None:
+        (root / "classes.txt").write_text("\n".join(names))
+    for split in {data.train, data.val, data.test} - {None}:
+        stems = [f"{split}{index}" for index in range(2)]
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(stems))
+        for stem in stems:
+            cv2.imwrite(str(root / "JPEGImages" / f"{stem}.jpg"), rng.integers(0, 256, (60, 80, 3)).astype(np.uint8))
+            labels = rng.choice([*range(len(names)), 255], (60, 80)).astype(np.uint8)
+            write_index_png(root / "SegmentationClass" / f"{stem}.png", labels, voc_palette())
+
+
+def small(config):
+    """Overrides that keep every key of a recipe but make its pictures and heads small."""
+    overrides = [*SMALL, "train.initial_weights=null"]
+    for index, item in enumerate(config.augmentation):
+        if item.kind in ("random_crop", "resize"):
+            overrides.append(f"augmentation.{index}.{item.kind}=[64, 64]")
+    if config.model.backbone.startswith("vgg"):
+        overrides.append("model.head_channels=16")
+    return overrides
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_recipe_takes_a_step_on_data_of_its_layout(path, tmp_path):
+    config = load_config(path)
+    assert config.data.format == "voc-segmentation", "write a stand-in for this layout"
+    write_voc_segmentation(tmp_path / "data", config.data)
+    config = load_config(path, [*small(config), f"data.root={tmp_path / 'data'}"])
+    folder = train(config, tmp_path / "run")
+    row = folder.read_history()[0]
+    assert np.isfinite(float(row["loss"]))
+    assert 0 <= float(row["val_miou"]) <= 1
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_recipe_starts_with_a_header_that_names_its_command(path):
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert "make quickstart" in header[0] or f"configs/{path.name}" in " ".join(header)
+
+
+def test_a_perfect_prediction_scores_one_on_the_stand_in(tmp_path):
+    from types import SimpleNamespace
+
+    from detseg.data.datasets import create_dataset
+    from detseg.inference import Prediction
+    from detseg.tasks import SegmentationTask
+
+    config = load_config(CONFIGS[-1])
+    write_voc_segmentation(tmp_path / "data", config.data)
+    config = load_config(CONFIGS[-1], [f"data.root={tmp_path / 'data'}"])
+    dataset = create_dataset(config.data, "val")
+    truths = iter([dataset[index].label_map for index in range(len(dataset))])
+
+    def oracle(image):
+        labels = next(truths)
+        return Prediction(np.where(labels == config.data.ignore_label, 0, labels))
+
+    task = SegmentationTask(SimpleNamespace(task="segmentation", data=config.data), dataset.classes)
+    result = evaluate(task, oracle, dataset)
+    assert result["miou"] == result["pixel_accuracy"] == 1
+    assert json.dumps(result)
