@@ -47,7 +47,7 @@ Classes = Annotated[
     written_as("null, voc, a list of class names or {name in the data: our name}"),
 ]
 Palette = Annotated[dict[Text, Color], NotEmpty, AfterValidator(_distinct_colours)] | None
-_PALETTE = "For colour masks, {class name: [red, green, blue]}; null: masks hold class indices."
+_PALETTE = "For colour masks, {class name: [red, green, blue]}, `ignore` being void; null: masks hold class indices."
 
 
 class SidesResize(Section):

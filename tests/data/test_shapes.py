@@ -201,14 +201,14 @@ def test_the_mask_is_where_the_shape_covers_a_pixel_s_centre(name):
 # --- label maps
 
 
-def test_void_is_two_pixels_wide_along_every_outline(pictures):
+def test_void_is_four_pixels_wide_along_every_outline(pictures):
     for picture in pictures[:20]:
         semantic, instances = paint_label_maps(picture)
         number = np.arange(1, len(picture.labels) + 1)[:, None, None]
-        owner = np.pad((picture.masks * number).sum(axis=0), 1, mode="edge")
+        owner = np.pad((picture.masks * number).sum(axis=0), 2, mode="edge")
         size = len(semantic)
-        shifts = [owner[dy : dy + size, dx : dx + size] for dy in range(3) for dx in range(3)]
-        on_outline = np.any([shift != shifts[4] for shift in shifts], axis=0)
+        shifts = [owner[dy : dy + size, dx : dx + size] for dy in range(5) for dx in range(5)]
+        on_outline = np.any([shift != shifts[12] for shift in shifts], axis=0)
         np.testing.assert_array_equal(semantic == 255, on_outline)
         np.testing.assert_array_equal(instances == 255, on_outline)
 
