@@ -1,4 +1,4 @@
-# Each target sets itself up: a virtual environment in .venv, made anew when pyproject.toml changes.
+# Each target sets itself up: a virtual environment in .venv, brought up to date when pyproject.toml changes.
 
 PYTHON ?= python3
 BIN := .venv/bin

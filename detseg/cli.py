@@ -106,18 +106,14 @@ def _train(options):
 
 def _evaluate(options):
     _start_backend_quietly()
-    from detseg.data.datasets import create_dataset
+    from detseg.data.datasets import check_classes, create_dataset
     from detseg.data.validate import scan_split
     from detseg.evaluation import evaluate, write_evaluation
     from detseg.prediction import load
 
     predictor = load(options.run, options.overrides)
     dataset = create_dataset(predictor.config.data, options.split)
-    if dataset.classes != predictor.classes:
-        raise UserError(
-            f"{options.run}: was trained for the classes {', '.join(predictor.classes)}, "
-            f"but split {options.split!r} has {', '.join(dataset.classes)}"
-        )
+    check_classes(dataset, predictor.classes, options.run)
     scan_split(dataset)
     result = evaluate(predictor.task, predictor.inference(), dataset, progress=options.split)
     path = predictor.folder.evaluation / f"{options.name or options.split}.json"

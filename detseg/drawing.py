@@ -53,7 +53,7 @@ def draw_label_map(image, label_map, classes, opacity=0.5):
 def write_png(path, image):
     """Writes uint8 RGB (H, W, 3) as a PNG, whole or not at all."""
     with written_whole(path) as temporary:
-        cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        temporary.write_bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1])
 
 
 def _as_rgb(image):

@@ -7,7 +7,7 @@ import time
 from tqdm import tqdm
 
 from detseg.data.loader import read_in_order
-from detseg.files import written_whole
+from detseg.files import make_folder, written_whole
 
 
 def evaluate(task, inference, dataset, workers=2, progress=None):
@@ -35,7 +35,7 @@ def evaluate(task, inference, dataset, workers=2, progress=None):
 
 def write_evaluation(path, result):
     """Writes a result of `evaluate` as JSON, nan as null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, "--run")
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(_nan_to_none(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from detseg.data.images import read_image
+from detseg.data.images import IMAGE_SUFFIXES, read_image
 from detseg.errors import UserError
+from detseg.files import make_folder
 from detseg.inference import Prediction
 from detseg.tasks import create_task
 from detseg.training.fit import load_best_weights
@@ -18,8 +19,6 @@ from detseg.training.run_folder import RunFolder
 __all__ = ["Prediction", "Predictor", "find_images", "load", "predict_files"]
 
 logger = logging.getLogger("detseg")
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def load(run, overrides=()):
@@ -70,11 +69,12 @@ def predict_files(predictor, inputs, output, save_probabilities=False):
 
     inputs:   files, folders (their images, not those of subfolders) and glob patterns.
     Returns   the paths of the images done. Raises UserError after the last image when some could not be read, naming
-              them all; before the first when two images have the same stem or nothing matches.
+              them all; before the first when nothing matches or a result would overwrite an image or another result.
     """
     images = find_images(inputs)
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    _check_targets(images, output, predictor.task.output_suffixes(save_probabilities))
+    make_folder(output, "--output")
     done, problems = [], []
     for path in tqdm(images, desc="predict", unit="img", disable=None):
         try:
@@ -98,7 +98,7 @@ def find_images(inputs):
     for item in map(str, inputs):
         path = Path(item)
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            found = sorted(file for file in path.iterdir() if _is_image(file))
             if not found:
                 raise UserError(f"{path}: no images in this folder; looked for {', '.join(IMAGE_SUFFIXES)}")
         elif path.is_file():
@@ -108,10 +108,24 @@ def find_images(inputs):
             if not found:
                 raise UserError(f"{item}: no such file, folder or match of a pattern")
         images.extend(found)
-    images = list(dict.fromkeys(images))
-    by_stem = {}
+    return list({path.resolve(): path for path in reversed(images)}.values())[::-1]
+
+
+def _is_image(path):
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
+
+
+def _check_targets(images, output, suffixes):
+    """UserError if the file of a result is one of the images, or that of another image's result."""
+    originals = {path.resolve() for path in images}
+    owners = {}
     for path in images:
-        other = by_stem.setdefault(path.stem, path)
-        if other != path:
-            raise UserError(f"{other} and {path} have the same stem, so their results would overwrite each other")
-    return images
+        for suffix in suffixes:
+            target = output / f"{path.stem}{suffix}"
+            if target.resolve() in originals:
+                raise UserError(f"--output {output}: the result of {path} would overwrite the image {target}")
+            other = owners.setdefault(target, path)
+            if other != path:
+                raise UserError(
+                    f"{other} and {path}: the results of both would be {target.name}; predict them into two folders"
+                )

@@ -3,6 +3,7 @@
 The only place that knows both tasks. Training, evaluation and prediction talk to a task through the methods below.
 """
 
+import logging
 import math
 
 import numpy as np
@@ -20,6 +21,8 @@ from detseg.inference import SegmentationInference
 from detseg.segmentation.fcn import create_fcn, load_dense_weights
 from detseg.segmentation.losses import CrossEntropy, WeightedSum
 from detseg.segmentation.metrics import confusion_matrix, segmentation_scores
+
+logger = logging.getLogger("detseg")
 
 
 def create_task(config, classes):
@@ -69,7 +72,9 @@ class SegmentationTask:
         )
         if weights is not None and head_channels == 4096 and settings.backbone.startswith("vgg"):
             dense = dense_weights(weights, settings.backbone)
-            if dense is not None:
+            if dense is None:
+                logger.warning("model.weights: %s has no dense layers: fc6 and fc7 start at random", weights)
+            else:
                 load_dense_weights(model, dense)
         return model, backbone
 
@@ -137,6 +142,10 @@ class SegmentationTask:
 
     def create_scores(self):
         return SegmentationScores(self.classes, self.config.data.ignore_label)
+
+    def output_suffixes(self, probabilities):
+        """The endings, after an image's stem, of the files that `write_prediction` writes."""
+        return (".png", "_overlay.png", ".npz") if probabilities else (".png", "_overlay.png")
 
     def write_prediction(self, prediction, image, output, stem):
         """Writes STEM.png (palette PNG of class indices), STEM_overlay.png and, where the prediction has probabilities,

@@ -5,7 +5,7 @@ from PIL import Image
 
 import detseg
 from detseg.errors import UserError
-from detseg.prediction import find_images
+from detseg.prediction import find_images, predict_files
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,21 @@ def test_inputs_that_cannot_work_are_refused(tmp_path):
         find_images([tmp_path / "x.jpg"])
     with pytest.raises(UserError, match="no images"):
         find_images([tmp_path])
-    (tmp_path / "a.jpg").touch()
-    (tmp_path / "a.png").touch()
-    with pytest.raises(UserError, match="same stem"):
-        find_images([tmp_path])
+
+
+def test_results_never_overwrite_images_or_each_other(predictor, tmp_path):
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    (inputs / "a.png").write_bytes(b"precious")
+    with pytest.raises(UserError, match=r"would overwrite the image .*a\.png"):
+        predict_files(predictor, [inputs], inputs)
+    (inputs / "a.jpg").touch()
+    with pytest.raises(UserError, match="two folders"):
+        predict_files(predictor, [inputs], tmp_path / "out")
+    (inputs / "a.jpg").rename(inputs / "a_overlay.jpg")
+    with pytest.raises(UserError, match="two folders"):
+        predict_files(predictor, [inputs / "a_overlay.jpg", inputs / "a.png"], tmp_path / "out")
+    assert (inputs / "a.png").read_bytes() == b"precious"
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="can't be made a folder"):
+        predict_files(predictor, [inputs / "a.png"], inputs / "a_overlay.jpg")

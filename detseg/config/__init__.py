@@ -65,11 +65,8 @@ def save_config(config: Config, path: str | os.PathLike) -> None:
 
     The file appears by rename, whole or not at all. Raises UserError if it can't be written.
     """
-    try:
-        with written_whole(path) as temporary:
-            temporary.write_text(to_yaml(config.model_dump(mode="json")), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: can't be written: {error.strerror}") from None
+    with written_whole(path) as temporary:
+        temporary.write_text(to_yaml(config.model_dump(mode="json")), encoding="utf-8")
 
 
 def config_schema() -> dict[str, Any]:

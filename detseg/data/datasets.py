@@ -49,6 +49,18 @@ def create_dataset(data, split):
     return _FORMATS[data.format](data.root, files, settings)
 
 
+def check_classes(dataset, expected, owner):
+    """UserError unless a dataset has exactly the classes that a model was made for: labels would be silently permuted.
+
+    expected:  tuple of class names, index = label; `owner` says in the message whose they are.
+    """
+    if tuple(dataset.classes) != tuple(expected):
+        raise UserError(
+            f"data.{dataset.split}: its classes are {', '.join(dataset.classes)}, but those of {owner} are "
+            f"{', '.join(expected)}. Names and order have to be the same; data.classes can select and order them"
+        )
+
+
 def _voc(root, files, settings):
     if not isinstance(files, str):
         raise UserError(f"data.{settings['split']}: expected the name of a list in ImageSets/Segmentation")

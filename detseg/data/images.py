@@ -78,6 +78,8 @@ def read_label_map(path, class_count, ignore_label=255, palette=None):
         raise UserError(f"{path}: a JPEG mask: its compression changes class indices. Save masks as index PNG")
     if frames > 1:
         raise UserError(f"{path}: {frames} pages or frames in one mask file, expected one")
+    if palette is not None and image.mode in ("P", "L", "1"):
+        image = image.convert("RGB")  # with declared colours it is the colours that count, however they are stored
     if image.mode in ("RGB", "RGBA"):
         indices = _indices_of_colours(path, image, palette)
     elif image.mode in ("P", "L", "1", "I") or image.mode.startswith("I;16"):

@@ -9,6 +9,8 @@ import cv2
 import grain
 import numpy as np
 
+from detseg.errors import UserError
+
 
 class SampleStream:
     """The endless sequence of training samples, position by position: pass after pass, each in its own random order.
@@ -23,6 +25,7 @@ class SampleStream:
         self._prepare = prepare
         self._seed = seed
         self._length = length
+        self._shapes = None
         self.error = None
 
     def __len__(self):
@@ -31,11 +34,22 @@ class SampleStream:
     def __getitem__(self, position):
         index, pass_number = self.index_at(position)
         try:
-            return self._prepare(self._dataset[index], np.random.default_rng((self._seed, pass_number, index)))
+            arrays = self._prepare(self._dataset[index], np.random.default_rng((self._seed, pass_number, index)))
+            self._check_shapes(arrays, index)
+            return arrays
         except Exception as error:
             # Keras wraps what a loader thread raises in an error of its backend: fit's caller raises this one instead.
             self.error = self.error or error
             raise
+
+    def _check_shapes(self, arrays, index):
+        shapes = tuple(array.shape for array in arrays)
+        self._shapes = self._shapes or shapes
+        if shapes != self._shapes:
+            raise UserError(
+                f"{self._dataset.names[index]}: augmentation made it {shapes[0]}, but another image {self._shapes[0]}; "
+                "batches need one size: end augmentation with random_crop or resize"
+            )
 
     def index_at(self, position):
         """(index in the dataset, number of the pass) of a position."""

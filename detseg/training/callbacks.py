@@ -65,7 +65,8 @@ class Validate(keras.callbacks.Callback):
             result = evaluate(self._task, self._inference, self._dataset, self._config.workers, progress="validation")
             logs |= {f"val_{name}": value for name, value in result.items() if isinstance(value, float)}
             score = result[self._task.score_name]
-            if self.best["score"] is None or score > self.best["score"]:
+            best = self.best["score"]
+            if best is None or math.isnan(best) or score > best:
                 self.best = {"score": score, "epoch": epoch + 1}
                 save_weights(self.model, self._best_weights)
         patience = self._config.early_stopping
@@ -86,6 +87,7 @@ class Record(keras.callbacks.Callback):
         self._epochs = epochs
         self._initial_epoch = initial_epoch
         self._score = ""
+        self._bar = self._board = None
 
     def on_train_begin(self, logs=None):
         self._board = EventWriter(self._folder.tensorboard)
@@ -129,8 +131,10 @@ class Record(keras.callbacks.Callback):
         self.close()
 
     def close(self):
-        self._bar.close()
-        self._board.close()
+        """Also after training that failed before it began."""
+        for resource in (self._bar, self._board):
+            if resource is not None:
+                resource.close()
 
 
 class SaveState(keras.callbacks.Callback):
@@ -175,11 +179,13 @@ def save_weights(model, path):
 @contextlib.contextmanager
 def averaged_weights(model):
     """While inside, the model has its optimizer's averaged weights (EMA), where it keeps some."""
-    if not model.optimizer.use_ema:
+    # mixed_float16: Keras wraps the optimizer in one that scales the loss and knows no averages.
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if not optimizer.use_ema:
         yield
         return
     raw = [np.array(variable) for variable in model.trainable_variables]
-    model.optimizer.finalize_variable_values(model.trainable_variables)
+    optimizer.finalize_variable_values(model.trainable_variables)
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """The state of a training run on disk: all that is needed to go on as if it had not stopped."""
 
 import json
+import zipfile
 
 import numpy as np
 
@@ -26,12 +27,15 @@ def restore_state(path, model):
     """
     if not path.is_file():
         raise UserError(f"{path}: missing: the run stopped before its first epoch ended. Start it anew")
-    with np.load(path) as file:
-        arrays = dict(file)
-    progress = json.loads(arrays.pop(_PROGRESS).tobytes())
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+        progress = json.loads(arrays.pop(_PROGRESS).tobytes())
+        saved = [arrays[str(index)] for index in range(len(arrays))]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: damaged ({error}); start the run anew") from error
     model.optimizer.build(model.trainable_variables)
     variables = _variables(model)
-    saved = [arrays[str(index)] for index in range(len(arrays))]
     if [array.shape for array in saved] != [tuple(variable.shape) for variable in variables]:
         raise UserError(f"{path}: its {len(saved)} variables are not the {len(variables)} of this model and optimizer")
     for variable, array in zip(variables, saved, strict=True):

@@ -5,7 +5,7 @@ import logging
 
 import keras
 
-from detseg.data.datasets import create_dataset
+from detseg.data.datasets import check_classes, create_dataset
 from detseg.data.loader import SampleStream, load_batches
 from detseg.data.validate import scan_split
 from detseg.errors import UserError
@@ -28,19 +28,29 @@ def train(config, run, resume=False):
     """
     folder = RunFolder(run)
     if resume:
-        config = _config_of_resumed(config, folder)
+        _check_resumed_config(config, folder)
+    else:
+        folder.check_new()
+    if config.train.early_stopping is not None and config.data.val is None:
+        raise UserError("train.early_stopping: needs a validation split, but data.val is not set")
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.train.precision)
 
     train_set = create_dataset(config.data, "train")
     val_set = create_dataset(config.data, "val") if config.data.val is not None else None
     task = create_task(config, train_set.classes)
+    if resume:
+        check_classes(train_set, folder.read_classes(), folder.path)
+    if val_set is not None:
+        check_classes(val_set, train_set.classes, "data.train")
+    prepare = task.create_preparation()
     scan = scan_split(train_set)
     task.check_training_data(scan)
     if val_set is not None:
         scan_split(val_set)
 
-    class_weights = folder.read_class_weights() if resume else task.count_class_weights(scan)
+    class_weights = folder.read_class_weights() if resume else None
+    class_weights = class_weights or task.count_class_weights(scan)
     loss = task.create_loss(class_weights)
     model, backbone = task.create_model(pretrained=not resume)
     if config.train.initial_weights is not None and not resume:
@@ -50,6 +60,7 @@ def train(config, run, resume=False):
     progress = {"epoch": 0, "best": None}
     if resume:
         progress = restore_state(folder.state, model)
+        folder.continue_from(progress["epoch"], config)
     else:
         folder.create(config, task.classes, class_weights)
     with _log_to(folder.log):
@@ -57,17 +68,17 @@ def train(config, run, resume=False):
             "%s: %d training images, %s validation images, %d classes, %d parameters",
             *(folder.path, len(train_set), len(val_set) if val_set else "no", len(task.classes), model.count_params()),
         )
-        _fit(task, model, config, folder, train_set, val_set, steps_per_epoch, progress)
+        _fit(task, model, config, folder, train_set, val_set, prepare, steps_per_epoch, progress)
     return folder
 
 
-def _fit(task, model, config, folder, train_set, val_set, steps_per_epoch, progress):
+def _fit(task, model, config, folder, train_set, val_set, prepare, steps_per_epoch, progress):
     settings = config.train
     start = progress["epoch"] * steps_per_epoch * settings.batch_size
     length = settings.epochs * steps_per_epoch * settings.batch_size
     if start >= length:
         raise UserError(f"{folder.path}: all {settings.epochs} epochs are done; raise train.epochs to go on")
-    stream = SampleStream(train_set, task.create_preparation(), config.seed, length)
+    stream = SampleStream(train_set, prepare, config.seed, length)
     validate = None
     if val_set is not None:
         validate = Validate(task, model, val_set, folder.best_weights, settings, settings.epochs, best=progress["best"])
@@ -116,8 +127,8 @@ def _compile(model, backbone, loss, config, steps_per_epoch):
     model.compile(optimizer=optimizer, loss=loss, jit_compile=jit_compile)
 
 
-def _config_of_resumed(config, folder):
-    """The config to go on with: the given one, which may differ from the run's in train.epochs only."""
+def _check_resumed_config(config, folder):
+    """UserError if a config differs from the run's own in more than train.epochs."""
     saved = folder.read_config()
     given = config.model_dump()
     expected = saved.model_dump()
@@ -129,7 +140,11 @@ def _config_of_resumed(config, folder):
             f"{folder.config}: --resume goes on with the run's own config, but these keys differ from the one given: "
             f"{', '.join(differing)}. Only train.epochs may change; start a new run for the rest"
         )
-    return config
+    if saved.train.epochs != config.train.epochs and config.train.schedule.name in ("poly", "cosine"):
+        logger.warning(
+            "train.epochs: %d instead of %d: the %s schedule now ends later, so the learning rate jumps",
+            *(config.train.epochs, saved.train.epochs, config.train.schedule.name),
+        )
 
 
 def _differing_keys(first, second, prefix=""):
@@ -179,8 +194,11 @@ def _log_to(path):
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
     try:
         yield
     finally:
+        logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()

@@ -12,7 +12,7 @@ import keras
 from detseg import __version__
 from detseg.config import load_config, save_config
 from detseg.errors import UserError
-from detseg.files import written_whole
+from detseg.files import make_folder, written_whole
 
 _RECORDED_PACKAGES = ("tensorflow", "jax", "keras", "numpy", "opencv-python-headless", "albumentations", "grain")
 
@@ -33,16 +33,20 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.evaluation = self.path / "evaluation"
 
-    def create(self, config, classes, class_weights=None):
-        """Starts a new run. Raises UserError where files of another one are.
-
-        class_weights:  {class name: weight} where they were computed from the data, else None.
-        """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+    def check_new(self):
+        """UserError where files of another run are."""
+        if self.path.is_dir() and any(self.path.iterdir()):
             raise UserError(
                 f"{self.path}: already holds files. Go on with --resume, or choose another folder with --run"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+
+    def create(self, config, classes, class_weights=None):
+        """Starts a new run.
+
+        class_weights:  {class name: weight} where they were computed from the data, else None.
+        """
+        self.check_new()
+        make_folder(self.path, "--run")
         save_config(config, self.config)
         self._write_json(self.classes, list(classes))
         self._write_json(self.environment, describe_environment())
@@ -62,7 +66,19 @@ class RunFolder:
 
     def read_class_weights(self):
         """The class weights that `create` kept, or None."""
-        return json.loads(self.class_weights.read_text(encoding="utf-8")) if self.class_weights.is_file() else None
+        if not self.class_weights.is_file():
+            return None
+        try:
+            return json.loads(self.class_weights.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{self.class_weights}: damaged ({error}); delete it to have it computed anew") from error
+
+    def continue_from(self, epoch, config):
+        """Prepares the folder for a resumed run: the config with its new number of epochs, no rows after `epoch`."""
+        save_config(config, self.config)
+        rows = [row for row in self.read_history() if int(row["epoch"]) <= epoch]
+        if rows:
+            self.write_history(rows)
 
     def append_history(self, row):
         """Adds a row (dict) to history.csv. Columns that only some rows have (val_miou) are empty in the others."""
@@ -113,8 +129,10 @@ def _commit():
     if not (folder / ".git").exists():
         return None
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:  # no git on this machine
+        return None
 
 
 def _processor():

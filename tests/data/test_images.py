@@ -317,6 +317,14 @@ def test_colour_mask_is_read_with_a_declared_palette_only(tmp_path, mode, count)
     refused(lambda: read_label_map(tmp_path / "a.png", 4), "a.png", mode, "colour mask", "Declare data.palette")
 
 
+@pytest.mark.parametrize("mode", ["P", "L"])
+def test_with_a_palette_colours_count_however_they_are_stored(tmp_path, mode):
+    grey = {0: (0, 0, 0), 1: (255, 255, 255)}
+    mask = Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8))
+    mask.convert("RGB").quantize(2).save(tmp_path / "a.png") if mode == "P" else mask.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_label_map(tmp_path / "a.png", 2, palette=grey), [[0, 1], [1, 0]])
+
+
 def test_colour_outside_the_palette_is_named_with_its_place(tmp_path):
     pixels = coloured(LABELS)
     pixels[1, 2] = 10, 20, 30

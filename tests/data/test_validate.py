@@ -116,7 +116,13 @@ def test_a_changed_file_is_noticed(root, reads):
 
 
 @pytest.mark.parametrize(
-    "change", [{"ignore_label": 254}, {"channels": 1}, {"classes": ["b", "a", "c"]}, {"palette": {0: (0, 0, 0)}}]
+    "change",
+    [
+        {"ignore_label": 254},
+        {"channels": 1},
+        {"classes": ["b", "a", "c"]},
+        {"palette": {0: (0, 0, 0), 1: (1, 1, 1), 2: (2, 2, 2)}},
+    ],
 )
 def test_changed_settings_are_noticed(root, reads, change):
     with Image.open(root / "masks/b.png") as mask:

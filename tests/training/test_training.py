@@ -92,6 +92,46 @@ def test_resume_with_more_epochs_goes_on_and_other_changes_are_refused(quick_con
     assert len(history_of(run)) == 2
 
 
+def test_a_row_of_history_without_its_state_is_not_doubled_by_resuming(quick_config, tmp_path):
+    run = tmp_path / "run"
+    constant = "train.schedule={name: constant}"
+    folder = train(quick_config("train.epochs=1", constant), run)
+    folder.append_history(
+        folder.read_history()[0] | {"epoch": "2", "loss": "9"}
+    )  # stopped before the state was written
+    train(quick_config("train.epochs=2", constant), run, resume=True)
+    rows = history_of(run)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert rows[1]["loss"] != "9"
+    assert RunFolder(run).read_config().train.epochs == 2
+
+
+def test_a_damaged_state_is_told(quick_config, tmp_path):
+    folder = train(quick_config("train.epochs=1"), tmp_path / "run")
+    folder.state.write_bytes(folder.state.read_bytes()[:1000])
+    with pytest.raises(UserError, match="damaged"):
+        train(quick_config("train.epochs=2"), tmp_path / "run", resume=True)
+
+
+def test_splits_with_other_classes_are_refused(shapes_root, quick_config, tmp_path):
+    annotations = json.loads((shapes_root / "annotations" / "instances_val.json").read_text())
+    annotations["categories"] = annotations["categories"][::-1][:-1]
+    kept = {category["id"] for category in annotations["categories"]}
+    annotations["annotations"] = [item for item in annotations["annotations"] if item["category_id"] in kept]
+    (tmp_path / "val.json").write_text(json.dumps(annotations))
+    data = {"format": "coco", "root": str(shapes_root)}
+    data["train"] = {"annotations": "annotations/instances_train.json", "images": "JPEGImages"}
+    data["val"] = {"annotations": str(tmp_path / "val.json"), "images": "JPEGImages"}
+    with pytest.raises(UserError, match=r"data\.val: its classes are .* but those of data\.train"):
+        train(quick_config(f"data={json.dumps(data)}"), tmp_path / "run")
+
+
+def test_augmentation_to_different_sizes_is_told_with_the_image(quick_config, tmp_path):
+    crop = "{albumentations: {name: RandomScale, arguments: {scale_limit: 0.5, p: 1.0}}}"
+    with pytest.raises(UserError, match=r"shapes_train_\d+: augmentation made it"):
+        train(quick_config(f"augmentation=[{crop}]"), tmp_path / "run")
+
+
 def test_a_run_folder_with_files_is_never_overwritten(quick_config, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -104,7 +144,8 @@ def test_a_run_folder_with_files_is_never_overwritten(quick_config, tmp_path):
 def test_resume_without_a_run_or_a_state_says_so(quick_config, tmp_path):
     with pytest.raises(UserError, match=r"config\.yaml"):
         train(quick_config(), tmp_path / "nothing", resume=True)
-    RunFolder(tmp_path / "begun").create(quick_config(), ["a"])
+    classes = ["background", "disk", "square", "triangle", "star", "ring"]
+    RunFolder(tmp_path / "begun").create(quick_config(), classes)
     with pytest.raises(UserError, match="stopped before its first epoch"):
         train(quick_config(), tmp_path / "begun", resume=True)
 
@@ -141,11 +182,13 @@ def test_initial_weights_take_over_equal_layers_and_say_what_is_left(quick_confi
     assert "left as they were: none" in caplog.text
 
 
-def test_averaged_weights_are_swapped_in_and_out():
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_averaged_weights_are_swapped_in_and_out(precision):
+    keras.config.set_dtype_policy(precision)
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
-    model.compile(optimizer=keras.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5), loss="mse", jit_compile=False)
-    for _ in range(2):
-        model.train_on_batch(np.ones((1, 1)), np.zeros((1, 1)))
+    model.compile(optimizer=keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5), loss="mse", jit_compile=False)
+    for _ in range(6):  # mixed_float16 skips the first steps until its loss scale fits
+        model.train_on_batch(np.full((1, 1), 0.5), np.zeros((1, 1)))
     raw = np.array(model.weights[0])
     with averaged_weights(model):
         assert not np.array_equal(np.array(model.weights[0]), raw)
@@ -186,6 +229,8 @@ def test_median_frequency_weights_are_computed_once_and_kept_in_the_run(quick_co
         (["augmentation=[{scale_jitter: [0.5, 2.0]}]"], "scale_jitter"),
         (["loss.0.class_weights=[1, 2]"], r"2 weights, but the data has 6 classes"),
         (["data.train=trian"], "trian"),
+        (["augmentation.2={albumentations: {name: GaussNoize}}"], "GaussNoize"),
+        (["train.early_stopping=2", "data.val=null"], r"early_stopping.*data\.val"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(quick_config, tmp_path, overrides, message):
