@@ -1,21 +1,23 @@
 """The backbones by name."""
 
-import keras
-
 from detseg.backbones.backbone import OUTPUT_STRIDES, Backbone, Preprocess, check_choice
 from detseg.backbones.mobilenet import create_mobilenet, create_mobilenetv2
 from detseg.backbones.vgg import create_vgg
 from detseg.backbones.weights import dense_weights, load_weights
 from detseg.errors import UserError
+from detseg.layers.activation import ACTIVATIONS
 from detseg.layers.norm import NORMS
 
-# name -> factory(name, output_stride, in_channels, norm, alpha, activation) -> Backbone with random weights
+# name -> factory(name, output_stride, in_channels, norm, alpha, activation, variant) -> Backbone of random weights
 BACKBONES = {
     "vgg16": create_vgg,
     "vgg19": create_vgg,
     "mobilenet": create_mobilenet,
     "mobilenetv2": create_mobilenetv2,
 }
+
+# name -> the forms beside the family's own, for those that have some
+VARIANTS = {}
 
 __all__ = ["BACKBONES", "Backbone", "Preprocess", "create_backbone", "dense_weights"]
 
@@ -32,8 +34,8 @@ def create_backbone(
     weights:        None (random), "imagenet" or the path of a weight file: see `load_weights`.
     norm:           "batch", "frozen" (statistics, scale and offset fixed) or "group". A VGG has no norms: no effect.
     alpha:          width multiplier: the share of the family's filters that each layer has.
-    activation:     None (the family's own: relu, relu6) or the Keras name of another one.
-    variant:        None; for families that come in several forms (none of these).
+    activation:     None (the family's own) or one of `ACTIVATIONS`, in place of every relu.
+    variant:        None, or one of `VARIANTS[name]`: another form of the family, said in its file.
     Returns a `Backbone`. Inputs are (B, H, W, in_channels), of any size; the levels line up exactly where H and W are
     multiples of 32 (families say in their files what an odd map does).
     Raises UserError for an unknown name or value and for weights that don't fit.
@@ -43,15 +45,12 @@ def create_backbone(
     check_choice("model.norm", norm, NORMS)
     if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
         raise UserError(f"data.channels: {in_channels!r} is not a number of channels; expected 1, 3, 4 or so")
-    if variant is not None:
-        raise UserError(f"model.variant: {name} has no variants; got {variant!r}, expected null (leave it out)")
-    try:
-        keras.activations.get(activation)
-    except ValueError as error:
-        raise UserError(
-            f"model.activation: {activation!r} is no Keras activation, such as relu, relu6 or silu"
-        ) from error
-    backbone = BACKBONES[name](name, output_stride, in_channels, norm, alpha, activation)
+    if variant is not None and variant not in VARIANTS.get(name, ()):
+        forms = ", ".join(VARIANTS.get(name, ())) or "no variants"
+        raise UserError(f"model.variant: {name} has {forms}; got {variant!r}, expected null (leave it out)")
+    if activation is not None:
+        check_choice("model.activation", activation, ACTIVATIONS)
+    backbone = BACKBONES[name](name, output_stride, in_channels, norm, alpha, activation, variant)
     if weights is not None:
         backbone.unused_layers = load_weights(backbone, weights, alpha)
     return backbone

@@ -7,10 +7,9 @@ multiples of 32, which our models pad to, all maps are even and both agree.
 
 import keras
 
-from detseg.backbones.backbone import Backbone, make_divisible, placement
+from detseg.backbones.backbone import Backbone, make_divisible
+from detseg.backbones.builder import LayerBuilder
 from detseg.errors import UserError
-from detseg.layers.conv import Conv2D, DepthwiseConv2D, dilated_padding
-from detseg.layers.norm import create_norm
 
 # table 1: (filters, stride) of each depthwise separable convolution
 MOBILENET = (
@@ -39,33 +38,33 @@ MOBILENETV2_LEVELS = {
 }
 
 
-def create_mobilenet(name, output_stride, in_channels, norm, alpha, activation):
+def create_mobilenet(name, output_stride, in_channels, norm, alpha, activation, variant):
     """MobileNet; `alpha` multiplies every layer's filters. Levels are the last block's output at each stride."""
     _check_alpha(name, alpha)
-    layers = _Layers(norm, activation, output_stride)
+    layers = LayerBuilder(norm, activation or "relu6", output_stride)
     images = keras.Input((None, None, in_channels))
-    x = Conv2D(int(32 * alpha), 3, strides=2, padding="same", use_bias=False, name="conv1")(images)
-    x = layers.activation("conv1_relu")(layers.norm(x, "conv1_bn"))
+    x = layers.conv(images, int(32 * alpha), 3, native=1, stride=2, name="conv1")
+    x = layers.activate(layers.norm(x, "conv1_bn"), "conv1_relu")
     native = 2
     for block, (filters, stride) in enumerate(MOBILENET, start=1):
-        x = layers.depthwise(x, native, stride, pad=f"conv_pad_{block}", name=f"conv_dw_{block}")
-        x = layers.activation(f"conv_dw_{block}_relu")(layers.norm(x, f"conv_dw_{block}_bn"))
-        x = Conv2D(int(filters * alpha), 1, use_bias=False, name=f"conv_pw_{block}")(x)
-        x = layers.activation(f"conv_pw_{block}_relu")(layers.norm(x, f"conv_pw_{block}_bn"))
+        x = layers.depthwise(x, 3, native, stride, name=f"conv_dw_{block}", pad_name=f"conv_pad_{block}")
+        x = layers.activate(layers.norm(x, f"conv_dw_{block}_bn"), f"conv_dw_{block}_relu")
+        x = layers.conv(x, int(filters * alpha), 1, native, name=f"conv_pw_{block}")
+        x = layers.activate(layers.norm(x, f"conv_pw_{block}_bn"), f"conv_pw_{block}_relu")
         native *= stride
     return _backbone(name, images, x, MOBILENET_LEVELS, output_stride)
 
 
-def create_mobilenetv2(name, output_stride, in_channels, norm, alpha, activation):
+def create_mobilenetv2(name, output_stride, in_channels, norm, alpha, activation, variant):
     """MobileNetV2; `alpha` multiplies the filters (rounded to 8; the last 1x1 convolution only grows with it).
 
     Levels 2..16 are the expanded inputs of the bottlenecks that stride next; 32 is the last 1x1 convolution.
     """
     _check_alpha(name, alpha)
-    layers = _Layers(norm, activation, output_stride)
+    layers = LayerBuilder(norm, activation or "relu6", output_stride)
     images = keras.Input((None, None, in_channels))
-    x = Conv2D(make_divisible(32 * alpha), 3, strides=2, padding="same", use_bias=False, name="Conv1")(images)
-    x = layers.activation("Conv1_relu")(layers.norm(x, "bn_Conv1"))
+    x = layers.conv(images, make_divisible(32 * alpha), 3, native=1, stride=2, name="Conv1")
+    x = layers.activate(layers.norm(x, "bn_Conv1"), "Conv1_relu")
     native, block = 2, 0
     for expansion, filters, repeats, first_stride in MOBILENETV2:
         for index in range(repeats):
@@ -73,8 +72,8 @@ def create_mobilenetv2(name, output_stride, in_channels, norm, alpha, activation
             prefix = f"block_{block}_" if block else "expanded_conv_"
             x = _bottleneck(x, layers, native, stride, expansion, make_divisible(int(filters * alpha)), prefix)
             native, block = native * stride, block + 1
-    x = Conv2D(make_divisible(1280 * max(alpha, 1.0)), 1, use_bias=False, name="Conv_1")(x)
-    x = layers.activation("out_relu")(layers.norm(x, "Conv_1_bn"))
+    x = layers.conv(x, make_divisible(1280 * max(alpha, 1.0)), 1, native, name="Conv_1")
+    x = layers.activate(layers.norm(x, "Conv_1_bn"), "out_relu")
     return _backbone(name, images, x, MOBILENETV2_LEVELS, output_stride)
 
 
@@ -82,43 +81,13 @@ def _bottleneck(x, layers, native, stride, expansion, filters, prefix):
     """Inverted residual with a linear bottleneck (MobileNetV2, figure 4d) on a map of native stride `native`."""
     shortcut, channels = x, x.shape[-1]
     if expansion > 1:
-        x = Conv2D(expansion * channels, 1, use_bias=False, name=f"{prefix}expand")(x)
-        x = layers.activation(f"{prefix}expand_relu")(layers.norm(x, f"{prefix}expand_BN"))
-    x = layers.depthwise(x, native, stride, pad=f"{prefix}pad", name=f"{prefix}depthwise")
-    x = layers.activation(f"{prefix}depthwise_relu")(layers.norm(x, f"{prefix}depthwise_BN"))
-    x = Conv2D(filters, 1, use_bias=False, name=f"{prefix}project")(x)
+        x = layers.conv(x, expansion * channels, 1, native, name=f"{prefix}expand")
+        x = layers.activate(layers.norm(x, f"{prefix}expand_BN"), f"{prefix}expand_relu")
+    x = layers.depthwise(x, 3, native, stride, name=f"{prefix}depthwise", pad_name=f"{prefix}pad")
+    x = layers.activate(layers.norm(x, f"{prefix}depthwise_BN"), f"{prefix}depthwise_relu")
+    x = layers.conv(x, filters, 1, native, name=f"{prefix}project")
     x = layers.norm(x, f"{prefix}project_BN")
     return keras.layers.Add(name=f"{prefix}add")([shortcut, x]) if stride == 1 and channels == filters else x
-
-
-class _Layers:
-    """The choices that all layers of one network share."""
-
-    def __init__(self, norm, activation, output_stride):
-        self.norm_kind = norm
-        self.activation_kind = activation
-        self.output_stride = output_stride
-
-    def norm(self, x, name):
-        return create_norm(self.norm_kind, x.shape[-1], epsilon=1e-3, name=name)(x)
-
-    def activation(self, name):
-        if self.activation_kind is None:
-            return keras.layers.ReLU(6.0, name=name)
-        return keras.layers.Activation(self.activation_kind, name=name)
-
-    def depthwise(self, x, native, stride, pad, name):
-        """3x3 depthwise convolution of a map of native stride `native`; its stride may have to become dilation."""
-        actual, dilation = placement(native, self.output_stride)
-        strided = stride == 2 and actual < self.output_stride
-        padding = "same"
-        if stride == 2:
-            ends = dilated_padding(3, leading=0, trailing=1, dilation=dilation, strided=strided)
-            x = keras.layers.ZeroPadding2D((ends, ends), name=pad)(x)
-            padding = "valid"
-        return DepthwiseConv2D(
-            3, strides=2 if strided else 1, dilation_rate=dilation, padding=padding, use_bias=False, name=name
-        )(x)
 
 
 def _backbone(name, images, x, levels, output_stride):

@@ -5,13 +5,14 @@ from keras import ops
 
 from detseg.backbones.backbone import Backbone, placement
 from detseg.errors import UserError
+from detseg.layers.activation import create_activation
 from detseg.layers.conv import Conv2D
 
 CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}  # of 3x3, in each block
 FILTERS = (64, 128, 256, 512, 512)
 
 
-def create_vgg(name, output_stride, in_channels, norm, alpha, activation):
+def create_vgg(name, output_stride, in_channels, norm, alpha, activation, variant):
     """A VGG without its dense layers.
 
     Levels 1..16 are the last convolution of each block, after its relu; 32 is the last pool; "pool3" and "pool4" are
@@ -23,6 +24,7 @@ def create_vgg(name, output_stride, in_channels, norm, alpha, activation):
     if int(FILTERS[0] * alpha) < 1:
         raise UserError(f"model.alpha: {alpha} leaves {name}'s first block none of its {FILTERS[0]} filters; raise it")
     activation = activation or "relu"
+    fused = activation == "relu"  # inside the convolution, as in keras.applications
     images = x = keras.Input((None, None, in_channels))
     levels = {}
     native = 1
@@ -35,10 +37,13 @@ def create_vgg(name, output_stride, in_channels, norm, alpha, activation):
                 3,
                 padding="same",
                 dilation_rate=dilation,
-                activation=activation,
+                activation="relu" if fused else None,
                 kernel_initializer="he_normal",  # without norms, Keras' default fades through so many relus
                 name=layer,
             )(x)
+            if not fused:
+                layer = f"block{block}_act{index}"
+                x = create_activation(activation, layer)(x)
         levels[native] = (layer, native)
         pool = f"block{block}_pool"
         x = (

@@ -30,11 +30,23 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """keras.layers.DepthwiseConv2D: same arguments, weights and results; dilation as in `Conv2D`."""
 
     def call(self, inputs):
-        # The native kernel takes one dilation for both axes and no stride beside it.
-        simple = max(self.strides) == 1 and len(set(self.dilation_rate)) == 1
-        if not simple or not _is_native_candidate(self) or not _native_depthwise_dilation_works(inputs.dtype):
+        if not _is_native_depthwise(self, inputs.dtype):
             return super().call(inputs)
         outputs = _native_depthwise_conv2d(inputs, self.kernel, self.padding, self.dilation_rate)
+        if self.use_bias:
+            outputs = ops.add(outputs, self.bias)
+        return self.activation(outputs) if self.activation is not None else outputs
+
+
+@keras.saving.register_keras_serializable("detseg")
+class SeparableConv2D(keras.layers.SeparableConv2D):
+    """keras.layers.SeparableConv2D: same arguments, weights and results; dilation as in `DepthwiseConv2D`."""
+
+    def call(self, inputs):
+        if not _is_native_depthwise(self, inputs.dtype):
+            return super().call(inputs)
+        outputs = _native_depthwise_conv2d(inputs, self.depthwise_kernel, self.padding, self.dilation_rate)
+        outputs = ops.conv(outputs, self.pointwise_kernel)
         if self.use_bias:
             outputs = ops.add(outputs, self.bias)
         return self.activation(outputs) if self.activation is not None else outputs
@@ -66,6 +78,12 @@ def _is_native_candidate(layer):
     import tensorflow as tf
 
     return max(layer.dilation_rate) > 1 and layer.data_format == "channels_last" and not tf.executing_eagerly()
+
+
+def _is_native_depthwise(layer, dtype):
+    """The native depthwise kernel takes one dilation for both axes and no stride beside it."""
+    simple = max(layer.strides) == 1 and len(set(layer.dilation_rate)) == 1
+    return simple and _is_native_candidate(layer) and _native_depthwise_dilation_works(dtype)
 
 
 def _native_conv2d(inputs, kernel, padding, dilation_rate):

@@ -8,7 +8,13 @@ import sys
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from oracle import (
+    assert_dilated_levels_equal_strided_ones,
+    assert_equals_twin,
+    pictures,
+    randomise,
+    relative_error,
+)
 
 from detseg.backbones import BACKBONES, Preprocess, create_backbone
 from detseg.backbones.backbone import make_divisible, placement
@@ -29,38 +35,12 @@ LEVELS = {
     "mobilenetv2": {2 ** (i + 1): f"block_{block}_expand_relu" for i, block in enumerate((1, 3, 6, 13))}
     | {32: "out_relu"},
 }
-NATIVE = {"pool3": 8, "pool4": 16}
 
 
 @pytest.fixture(autouse=True)
 def float32_policy_afterwards():
     yield
     keras.config.set_dtype_policy("float32")
-
-
-def randomise(model, seed=0):
-    """Weights under which every norm matters: random scales, offsets, biases and moving statistics."""
-    rng = np.random.default_rng(seed)
-    for weight in model.weights:
-        if weight.name in ("gamma", "moving_variance"):
-            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
-        elif weight.name in ("beta", "bias", "moving_mean"):
-            weight.assign(rng.normal(0, 0.1, weight.shape))
-    return model
-
-
-def copy_by_name(source, target):
-    for layer in target.layers:
-        if layer.weights:
-            layer.set_weights(source.get_layer(layer.name).get_weights())
-
-
-def pictures(*shape, seed=0):
-    return np.random.default_rng(seed).uniform(-1, 1, shape).astype("float32")
-
-
-def relative_error(ours, theirs):
-    return np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max()
 
 
 @pytest.mark.parametrize(
@@ -78,35 +58,14 @@ def relative_error(ours, theirs):
 def test_every_level_equals_keras_applications(name, alpha, shape):
     options = {} if alpha == 1 else {"alpha": alpha}
     twin = TWINS[name](weights=None, include_top=False, input_shape=(None, None, shape[-1]), **options)
-    randomise(twin)
     backbone = create_backbone(name, in_channels=shape[-1], alpha=alpha)
-    copy_by_name(twin, backbone.model)
-    assert backbone.model.count_params() == twin.count_params()
-    features = backbone(pictures(*shape))
-    twin_levels = keras.Model(twin.input, [twin.get_layer(layer).output for layer in LEVELS[name].values()])
-    for key, expected in zip(LEVELS[name], twin_levels(pictures(*shape)), strict=True):
-        assert features[key].shape == expected.shape
-        assert relative_error(features[key], expected) < 2e-6, key
+    assert_equals_twin(backbone, twin, LEVELS[name], pictures(*shape))
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_dilated_levels_sampled_at_phase_zero_equal_the_strided_ones(name):
     alpha = 0.5 if name.startswith("mobilenet") else 1.0
-    strided = create_backbone(name, alpha=alpha)
-    randomise(strided.model)
-    images = pictures(1, 64, 96, 3)
-    expected = strided(images)
-    for output_stride in (16, 8):
-        dilated = create_backbone(name, output_stride=output_stride, alpha=alpha)
-        dilated.model.set_weights(strided.model.get_weights())
-        # a graph: that is where dilated convolutions take their fast path
-        features = dict(zip(dilated.keys, tf.function(dilated.model)(images), strict=True))
-        for key in strided.keys:
-            stride = min(NATIVE.get(key, key), output_stride)
-            assert dilated.strides[key] == stride
-            assert features[key].shape == (1, 64 // stride, 96 // stride, dilated.channels[key])
-            step = NATIVE.get(key, key) // stride
-            assert relative_error(features[key][:, ::step, ::step], expected[key]) < 2e-6, key
+    assert_dilated_levels_equal_strided_ones(name, pictures(1, 64, 96, 3), alpha=alpha)
 
 
 def test_levels_of_a_functional_model_have_the_strides_and_channels_they_claim():
@@ -231,8 +190,8 @@ def test_group_norm_trains_and_frozen_norm_does_not():
 
 def test_another_activation_replaces_every_relu():
     for name in ("vgg16", "mobilenet"):
-        features = create_backbone(name, activation="tanh")(pictures(1, 32, 32, 3))
-        assert all(np.abs(feature).max() <= 1 and np.min(feature) < 0 for feature in features.values())
+        features = create_backbone(name, activation="elu")(pictures(1, 32, 32, 3))
+        assert -1 <= min(np.min(feature) for feature in features.values()) < 0
 
 
 def test_preprocessing_equals_that_of_keras_applications():
@@ -272,7 +231,10 @@ def test_preprocessing_subtracts_in_float32_under_mixed_precision():
         ({"name": "mobilenet", "alpha": 0}, r"model\.alpha: 0 is not a width multiplier of mobilenet"),
         ({"name": "mobilenet", "in_channels": 0}, r"data\.channels: 0 is not a number of channels"),
         ({"name": "mobilenet", "variant": "x"}, r"model\.variant: mobilenet has no variants; got 'x'"),
-        ({"name": "mobilenet", "activation": "rellu"}, r"model\.activation: 'rellu' is no Keras activation"),
+        (
+            {"name": "mobilenet", "activation": "rellu"},
+            r"model\.activation: 'rellu' is unknown; .* did you mean relu\?",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(arguments, message):

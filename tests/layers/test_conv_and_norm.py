@@ -8,7 +8,7 @@ from keras import ops
 
 from detseg.errors import UserError
 from detseg.layers import conv
-from detseg.layers.conv import Conv2D, DepthwiseConv2D, dilated_padding
+from detseg.layers.conv import Conv2D, DepthwiseConv2D, SeparableConv2D, dilated_padding
 from detseg.layers.norm import BatchNorm, FrozenBatchNorm, create_norm
 
 TOLERANCE = {"float32": 1e-5, "mixed_bfloat16": 2e-2, "mixed_float16": 3e-3}  # of the largest value
@@ -67,6 +67,7 @@ def test_convolutions_equal_stock_ones(policy, padding, dilation):
     options = {"dilation_rate": dilation, "padding": padding}
     assert_same_results(Conv2D(5, 3, **options), keras.layers.Conv2D(5, 3, **options), images, policy)
     assert_same_results(DepthwiseConv2D(3, **options), keras.layers.DepthwiseConv2D(3, **options), images, policy)
+    assert_same_results(SeparableConv2D(5, 3, **options), keras.layers.SeparableConv2D(5, 3, **options), images, policy)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,8 @@ def test_convolutions_equal_stock_ones(policy, padding, dilation):
         (Conv2D, keras.layers.Conv2D, {"filters": 6, "strides": 2, "padding": "same"}),
         (Conv2D, keras.layers.Conv2D, {"filters": 6, "dilation_rate": (1, 2), "use_bias": False}),
         (Conv2D, keras.layers.Conv2D, {"filters": 6, "dilation_rate": 9, "padding": "same", "activation": "relu"}),
+        (SeparableConv2D, keras.layers.SeparableConv2D, {"filters": 6, "strides": 2, "use_bias": False}),
+        (SeparableConv2D, keras.layers.SeparableConv2D, {"filters": 6, "dilation_rate": 9, "padding": "same"}),
         (DepthwiseConv2D, keras.layers.DepthwiseConv2D, {"strides": 2}),
         (DepthwiseConv2D, keras.layers.DepthwiseConv2D, {"dilation_rate": (1, 2), "depth_multiplier": 2}),
         (DepthwiseConv2D, keras.layers.DepthwiseConv2D, {"dilation_rate": 9, "padding": "same", "activation": "relu"}),
