@@ -3,14 +3,16 @@
 import difflib
 
 import keras
+import numpy as np
 from keras import ops
 
 from detseg.errors import UserError
 
 OUTPUT_STRIDES = (8, 16, 32)
 STAGE_STRIDES = (2, 4, 8, 16, 32)
-PREPROCESSINGS = ("caffe", "tf")
+PREPROCESSINGS = ("caffe", "tf", "torch")
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)  # mean pixel of ImageNet, subtracted by the VGG authors' Caffe models
+TORCH_MEAN_RGB, TORCH_STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels / 255
 
 
 class Backbone:
@@ -23,7 +25,7 @@ class Backbone:
                     named extra levels.
     strides:        {key: int}, the actual stride of each level at this output_stride.
     channels:       {key: int}.
-    preprocessing:  "caffe" or "tf"; apply `Preprocess(preprocessing, in_channels)` to the pixels first.
+    preprocessing:  "caffe", "tf" or "torch"; apply `Preprocess(preprocessing, in_channels)` to the pixels first.
     unused_layers:  tuple of str, layers of the loaded weight file that the backbone has no use for (a classifier top).
     """
 
@@ -74,6 +76,8 @@ class Preprocess(keras.layers.Layer):
     mode "tf":     x / 127.5 - 1.
     mode "caffe":  RGB to BGR, minus the mean pixel (103.939, 116.779, 123.68). With other than 3 channels there is no
                    order to turn round: all channels are lowered by the mean of the three.
+    mode "torch":  (x / 255 - mean) / standard deviation, torchvision's of ImageNet's red, green and blue. With
+                   other than 3 channels: the mean of the three for all.
     Computes in float32; returns the layer's compute dtype.
     """
 
@@ -89,6 +93,11 @@ class Preprocess(keras.layers.Layer):
         images = ops.cast(images, "float32")
         if self.mode == "tf":
             images = images / 127.5 - 1.0
+        elif self.mode == "torch":
+            mean, std = np.array([TORCH_MEAN_RGB, TORCH_STD_RGB], "float32")  # (3,) each
+            if self.in_channels != 3:
+                mean, std = mean.mean(), std.mean()
+            images = (images / 255.0 - mean) / std
         elif self.in_channels == 3:
             images = ops.flip(images, axis=-1) - ops.convert_to_tensor(CAFFE_MEAN_BGR, "float32")
         else:
@@ -124,3 +133,25 @@ def check_choice(field, value, allowed):
     close = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise UserError(f"{field}: {value!r} is unknown; expected one of {', '.join(map(str, allowed))}{hint}")
+
+
+def check_alpha(name, alpha, filters):
+    """UserError unless `alpha` is a number that leaves a layer of `filters` filters at least one."""
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or int(filters * alpha) < 1:
+        raise UserError(
+            f"model.alpha: {alpha!r} is not a width multiplier of {name}; expected a number such as 0.5 or 1.0 that "
+            f"leaves at least one of the narrowest layer's {filters} filters"
+        )
+
+
+def check_unit_rates(name, multi_grid, count):
+    """The unit rates `multi_grid`, or 1s for None; UserError unless they are `count` whole numbers from 1."""
+    if multi_grid is None:
+        return (1,) * count
+    rates = tuple(multi_grid) if isinstance(multi_grid, list | tuple) else ()
+    if len(rates) != count or not all(type(rate) is int and rate >= 1 for rate in rates):
+        raise UserError(
+            f"model.multi_grid: {multi_grid!r} is not possible; expected {count} whole numbers from 1, one for each "
+            f"unit of {name}'s last stage, such as {[2**i for i in range(count)]}, or null"
+        )
+    return rates

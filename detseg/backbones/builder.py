@@ -34,30 +34,37 @@ class LayerBuilder:
         actual, dilation = placement(native, self.output_stride)
         return (stride if actual < self.output_stride else 1), dilation
 
-    def pad(self, x, kernel_size, native, stride, leading, trailing, name):
+    def pad(self, x, kernel_size, native, stride, leading, trailing, name, rate=1):
         """Zero padding before a "valid" layer of this kernel size, whose stride may have become dilation.
 
         leading, trailing:  int, the undilated layer's padding at the top and left and at the bottom and right.
+        rate:               int, as in `conv`.
         """
         strides, dilation = self.place(native, stride)
-        ends = dilated_padding(kernel_size, leading, trailing, dilation, strided=strides > 1)
+        ends = dilated_padding(kernel_size, leading, trailing, dilation * rate, strided=strides > 1)
         return keras.layers.ZeroPadding2D((ends, ends), name=name)(x)
 
-    def conv(self, x, filters, kernel_size, native, stride=1, *, name, padding="same", use_bias=False):
-        """A convolution on a map of native stride `native`. A 1x1 one is not dilated, whatever the map."""
+    def conv(self, x, filters, kernel_size, native, stride=1, *, name, padding="same", use_bias=False, rate=1):
+        """A convolution on a map of native stride `native`. A 1x1 one is not dilated, whatever the map.
+
+        rate:  int, a unit rate of DeepLabv3's multi-grid, which multiplies the dilation.
+        """
         strides, dilation = self.place(native, stride)
         return Conv2D(
             filters,
             kernel_size,
             strides=strides,
-            dilation_rate=dilation if kernel_size > 1 else 1,
+            dilation_rate=dilation * rate if kernel_size > 1 else 1,
             padding=padding,
             use_bias=use_bias,
             name=name,
         )(x)
 
-    def depthwise(self, x, kernel_size, native, stride=1, *, name, pad_name):
-        """A depthwise convolution, padded as MobileNets are: at a stride of 2 one less at the top and left."""
+    def depthwise(self, x, kernel_size, native, stride=1, *, name, pad_name, rate=1):
+        """A depthwise convolution, padded as MobileNets are: at a stride of 2 one less at the top and left.
+
+        rate:  int, as in `conv`; of convolutions without a stride.
+        """
         padding = "same"
         if stride == 2:
             half = kernel_size // 2
@@ -65,5 +72,5 @@ class LayerBuilder:
             padding = "valid"
         strides, dilation = self.place(native, stride)
         return DepthwiseConv2D(
-            kernel_size, strides=strides, dilation_rate=dilation, padding=padding, use_bias=False, name=name
+            kernel_size, strides=strides, dilation_rate=dilation * rate, padding=padding, use_bias=False, name=name
         )(x)

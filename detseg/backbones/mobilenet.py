@@ -7,9 +7,8 @@ multiples of 32, which our models pad to, all maps are even and both agree.
 
 import keras
 
-from detseg.backbones.backbone import Backbone, make_divisible
+from detseg.backbones.backbone import Backbone, check_alpha, check_unit_rates, make_divisible
 from detseg.backbones.builder import LayerBuilder
-from detseg.errors import UserError
 
 # table 1: (filters, stride) of each depthwise separable convolution
 MOBILENET = (
@@ -40,7 +39,7 @@ MOBILENETV2_LEVELS = {
 
 def create_mobilenet(name, output_stride, in_channels, norm, alpha, activation, variant):
     """MobileNet; `alpha` multiplies every layer's filters. Levels are the last block's output at each stride."""
-    _check_alpha(name, alpha)
+    check_alpha(name, alpha, filters=32)
     layers = LayerBuilder(norm, activation or "relu6", output_stride)
     images = keras.Input((None, None, in_channels))
     x = layers.conv(images, int(32 * alpha), 3, native=1, stride=2, name="conv1")
@@ -55,12 +54,15 @@ def create_mobilenet(name, output_stride, in_channels, norm, alpha, activation, 
     return _backbone(name, images, x, MOBILENET_LEVELS, output_stride)
 
 
-def create_mobilenetv2(name, output_stride, in_channels, norm, alpha, activation, variant):
+def create_mobilenetv2(name, output_stride, in_channels, norm, alpha, activation, variant, multi_grid=None):
     """MobileNetV2; `alpha` multiplies the filters (rounded to 8; the last 1x1 convolution only grows with it).
 
     Levels 2..16 are the expanded inputs of the bottlenecks that stride next; 32 is the last 1x1 convolution.
+    multi_grid:  unit rates of the three depthwise convolutions at native stride 32, blocks 14 to 16 (DeepLabv3, 3.2.1).
+    Raises UserError for an alpha that leaves no filter and for other than three unit rates.
     """
-    _check_alpha(name, alpha)
+    check_alpha(name, alpha, filters=32)
+    unit_rates = dict(zip((14, 15, 16), check_unit_rates(name, multi_grid, count=3), strict=True))
     layers = LayerBuilder(norm, activation or "relu6", output_stride)
     images = keras.Input((None, None, in_channels))
     x = layers.conv(images, make_divisible(32 * alpha), 3, native=1, stride=2, name="Conv1")
@@ -70,20 +72,21 @@ def create_mobilenetv2(name, output_stride, in_channels, norm, alpha, activation
         for index in range(repeats):
             stride = first_stride if index == 0 else 1
             prefix = f"block_{block}_" if block else "expanded_conv_"
-            x = _bottleneck(x, layers, native, stride, expansion, make_divisible(int(filters * alpha)), prefix)
+            width, rate = make_divisible(int(filters * alpha)), unit_rates.get(block, 1)
+            x = _bottleneck(x, layers, native, stride, expansion, width, rate, prefix)
             native, block = native * stride, block + 1
     x = layers.conv(x, make_divisible(1280 * max(alpha, 1.0)), 1, native, name="Conv_1")
     x = layers.activate(layers.norm(x, "Conv_1_bn"), "out_relu")
     return _backbone(name, images, x, MOBILENETV2_LEVELS, output_stride)
 
 
-def _bottleneck(x, layers, native, stride, expansion, filters, prefix):
+def _bottleneck(x, layers, native, stride, expansion, filters, rate, prefix):
     """Inverted residual with a linear bottleneck (MobileNetV2, figure 4d) on a map of native stride `native`."""
     shortcut, channels = x, x.shape[-1]
     if expansion > 1:
         x = layers.conv(x, expansion * channels, 1, native, name=f"{prefix}expand")
         x = layers.activate(layers.norm(x, f"{prefix}expand_BN"), f"{prefix}expand_relu")
-    x = layers.depthwise(x, 3, native, stride, name=f"{prefix}depthwise", pad_name=f"{prefix}pad")
+    x = layers.depthwise(x, 3, native, stride, rate=rate, name=f"{prefix}depthwise", pad_name=f"{prefix}pad")
     x = layers.activate(layers.norm(x, f"{prefix}depthwise_BN"), f"{prefix}depthwise_relu")
     x = layers.conv(x, filters, 1, native, name=f"{prefix}project")
     x = layers.norm(x, f"{prefix}project_BN")
@@ -93,11 +96,3 @@ def _bottleneck(x, layers, native, stride, expansion, filters, prefix):
 def _backbone(name, images, x, levels, output_stride):
     levels = {native: (layer, native) for native, layer in levels.items()}
     return Backbone(name, keras.Model(images, x), levels, output_stride, preprocessing="tf")
-
-
-def _check_alpha(name, alpha):
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or int(32 * alpha) < 1:
-        raise UserError(
-            f"model.alpha: {alpha!r} is not a width multiplier of {name}; expected a number such as 0.25 or 1.0 that "
-            "leaves at least one of the first layer's 32 filters"
-        )

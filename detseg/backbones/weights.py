@@ -1,7 +1,9 @@
 """Pretrained weights for backbones, copied layer by layer by name, from keras.applications or from a file."""
 
 import contextlib
+import inspect
 import io
+import re
 import zipfile
 from pathlib import Path
 
@@ -12,24 +14,43 @@ import numpy as np
 from detseg.errors import UserError
 
 # Our name -> the keras.applications function whose layer names and ImageNet weights the backbone shares.
-TWINS = {"vgg16": "VGG16", "vgg19": "VGG19", "mobilenet": "MobileNet", "mobilenetv2": "MobileNetV2"}
+TWINS = {
+    "vgg16": "VGG16",
+    "vgg19": "VGG19",
+    "mobilenet": "MobileNet",
+    "mobilenetv2": "MobileNetV2",
+    "resnet50": "ResNet50",
+    "resnet101": "ResNet101",
+    "resnet152": "ResNet152",
+    "resnet50v2": "ResNet50V2",
+    "resnet101v2": "ResNet101V2",
+    "resnet152v2": "ResNet152V2",
+    "mobilenetv3_small": "MobileNetV3Small",
+    "mobilenetv3_large": "MobileNetV3Large",
+    "xception": "Xception",
+}
+TWIN_VARIANTS = {"minimalistic": {"minimalistic": True}}  # those of our variants that it has too, by its argument
+XCEPTION_SHORTCUTS = ("block2_shortcut", "block3_shortcut", "block4_shortcut", "block13_shortcut")
 VGG_DENSE = {"fc1": (7 * 7 * 512, 4096), "fc2": (4096, 4096)}
 LISTED_LAYERS = 12  # of the differing layers that an error names
 
 
-def load_weights(backbone, weights, alpha=1.0):
+def load_weights(backbone, weights, alpha=1.0, variant=None):
     """Copies pretrained weights into `backbone.model` by layer name; nothing is changed unless every layer fits.
 
     weights:  "imagenet" (downloaded and checked by keras.applications) or the path of a file: legacy Keras .h5, also of
               a whole model; Keras 3 .weights.h5 or .keras, of a backbone or of a model that contains its layers.
     alpha:    width multiplier of the backbone, which picks the ImageNet file.
+    variant:  of the backbone; keras.applications has only some of them.
     Returns   tuple of str: layers with weights that the backbone has no use for (a classifier top, a decoder).
 
     A first kernel for 3 channels is fitted to C != 3 channels: its mean over the input channels is repeated C times and
     multiplied by 3 / C, so that an image of C equal channels gives what it gives as RGB (1 channel: the sum).
     Raises UserError naming the layers that are missing or of another shape, an unreadable file, a failed download.
     """
-    with _open(weights, backbone.name, alpha) as layers:
+    with _open(weights, backbone.name, alpha, variant) as layers:
+        if backbone.name == "xception":
+            layers = _name_shortcuts(layers)
         targets = [layer for layer in backbone.model.layers if layer.weights]
         first_kernel = targets[0].weights[0]
         values, problems = {}, []
@@ -79,6 +100,20 @@ def _fit_channels(kernel, shape):
     return np.repeat(mean * (3 / shape[2]), shape[2], axis=2)
 
 
+def _name_shortcuts(layers):
+    """Layers of an Xception with our names for the shortcuts, to which keras.applications gives none.
+
+    Keras then calls them conv2d_3 or batch_normalization_5, counting on from all layers that its process made before.
+    """
+    names = {}
+    for kind, suffix in (("conv2d", ""), ("batch_normalization", "_bn")):
+        numbered = [name for name in layers if re.fullmatch(rf"{kind}(_\d+)?", name)]
+        if len(numbered) == len(XCEPTION_SHORTCUTS):
+            numbered.sort(key=lambda name: (len(name), name))
+            names |= {name: ours + suffix for name, ours in zip(numbered, XCEPTION_SHORTCUTS, strict=True)}
+    return {names.get(name, name): arrays for name, arrays in layers.items()}
+
+
 def _shapes(shapes):
     return " ".join(map(str, shapes))
 
@@ -89,7 +124,8 @@ def _mismatch_message(weights, backbone, problems, layers):
     )
     return (
         f"model.weights: {weights} does not fit {backbone.name}: {len(problems)} of {layers} layers differ. "
-        "Are model.backbone, model.alpha and model.norm those the file was made with?\n  " + "\n  ".join(listed)
+        "Are model.backbone, model.alpha, model.norm and model.variant those the file was made with?\n  "
+        + "\n  ".join(listed)
     )
 
 
@@ -97,10 +133,10 @@ def _mismatch_message(weights, backbone, problems, layers):
 
 
 @contextlib.contextmanager
-def _open(weights, name, alpha=1.0, include_top=False):
+def _open(weights, name, alpha=1.0, variant=None, include_top=False):
     """{layer name: list of arrays or h5py datasets, read when used} of "imagenet" or a file."""
     if weights == "imagenet":
-        twin = _imagenet_twin(name, alpha, include_top)
+        twin = _imagenet_twin(name, alpha, variant, include_top)
         yield {layer.name: layer.get_weights() for layer in twin.layers}
         return
     path = Path(weights)
@@ -116,14 +152,19 @@ def _open(weights, name, alpha=1.0, include_top=False):
         raise UserError(f"model.weights: {weights} cannot be read: {error}. Is the file complete?") from error
 
 
-def _imagenet_twin(name, alpha, include_top):
-    options = {} if alpha == 1 else {"alpha": alpha}
-    if options and name in ("vgg16", "vgg19"):
+def _imagenet_twin(name, alpha, variant, include_top):
+    if name not in TWINS or variant not in (None, *TWIN_VARIANTS):
+        form = name if variant is None else f"{name}'s variant {variant}"
+        raise UserError(
+            f"model.weights: keras.applications has no ImageNet weights of {form}; expected null, or the path of a "
+            "file with weights of this very form"
+        )
+    create_twin = getattr(keras.applications, TWINS[name])
+    options = TWIN_VARIANTS.get(variant, {}) | ({} if alpha == 1 else {"alpha": alpha})
+    if "alpha" in options and "alpha" not in inspect.signature(create_twin).parameters:
         raise UserError(f"model.weights: {name} has ImageNet weights at model.alpha 1 only, not {alpha}; expected null")
     try:
-        return getattr(keras.applications, TWINS[name])(
-            weights="imagenet", include_top=include_top, input_shape=(224, 224, 3), **options
-        )
+        return create_twin(weights="imagenet", include_top=include_top, input_shape=(224, 224, 3), **options)
     except Exception as error:  # the download raises bare Exception, a width without weights ValueError
         raise UserError(
             f"model.weights: the ImageNet weights of {name} (alpha {alpha}) could not be had from keras.applications: "

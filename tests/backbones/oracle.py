@@ -35,26 +35,34 @@ def relative_error(ours, theirs):
     return np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max()
 
 
-def assert_equals_twin(backbone, twin, levels, images):
+def assert_equals_twin(backbone, twin, levels, images, tolerance=TOLERANCE):
     """Every level of `backbone` equals that of a keras.applications model with the same, random weights.
 
     levels:  {key of the backbone: layer name of the twin}.
     """
     randomise(twin)
     copy_by_name(twin, backbone.model)
+    assert_same_features(backbone, twin, levels, images, tolerance)
+
+
+def assert_same_features(backbone, twin, levels, images, tolerance=TOLERANCE):
+    """As `assert_equals_twin`, with the weights that both have."""
     assert backbone.model.count_params() == twin.count_params()
     features = backbone(images)
     expected = keras.Model(twin.input, [twin.get_layer(layer).output for layer in levels.values()])(images)
     assert set(levels) == set(backbone.keys)
     for key, theirs in zip(levels, expected, strict=True):
         assert features[key].shape == theirs.shape
-        assert relative_error(features[key], theirs) < TOLERANCE, key
+        assert relative_error(features[key], theirs) < tolerance, key
 
 
-def assert_dilated_levels_equal_strided_ones(name, images, tolerance=TOLERANCE, **arguments):
-    """At output stride 16 and 8, every second or fourth output from the first equals the level at 32."""
+def assert_dilated_levels_equal_strided_ones(name, images, tolerance=TOLERANCE, prepare=randomise, **arguments):
+    """At output stride 16 and 8, every second or fourth output from the first equals the level at 32.
+
+    prepare:  function that sets the weights of a keras.Model.
+    """
     strided = create_backbone(name, **arguments)
-    randomise(strided.model)
+    prepare(strided.model)
     expected = strided(images)
     for output_stride in (16, 8):
         dilated = create_backbone(name, output_stride=output_stride, **arguments)
@@ -65,11 +73,6 @@ def assert_dilated_levels_equal_strided_ones(name, images, tolerance=TOLERANCE, 
             native = NATIVE.get(key, key)
             stride = min(native, output_stride)
             assert dilated.strides[key] == stride
-            assert features[key].shape == (
-                1,
-                images.shape[1] // stride,
-                images.shape[2] // stride,
-                dilated.channels[key],
-            )
+            assert features[key].shape == (*expected[stride].shape[:3], dilated.channels[key])
             step = native // stride
             assert relative_error(features[key][:, ::step, ::step], expected[key]) < tolerance, key

@@ -182,7 +182,7 @@ def test_imagenet_copies_the_twin_and_a_failed_download_says_how_to_go_on(monkey
     assert all((weight == 0.25).all() for weight in small(weights="imagenet").model.get_weights())
     assert calls == [("imagenet", 0.25)]
 
-    def unreachable(**arguments):
+    def unreachable(alpha, **arguments):
         raise Exception("URL fetch failure on https://storage.googleapis.com")
 
     monkeypatch.setattr(keras.applications, "MobileNet", unreachable)
