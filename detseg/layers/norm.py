@@ -13,20 +13,29 @@ NORMS = ("batch", "frozen", "group")
 def create_norm(norm, channels, epsilon=1e-3, name=None):
     """The normalisation layer that a config's `norm` stands for.
 
-    norm:      "batch"; "frozen": batch normalisation whose statistics, scale and offset never change; "group": group
-               normalisation (Wu and He, ECCV 2018) with 32 groups, or the largest power-of-two part of 32 that divides
-               `channels`.
+    norm:      "batch", over the whole batch where that is spread over several devices; "frozen": batch normalisation
+               whose statistics, scale and offset never change; "group": group normalisation (Wu and He, ECCV 2018)
+               with 32 groups, or the largest power-of-two part of 32 that divides `channels`.
     channels:  int, channels that it normalises.
     epsilon:   the family's, used by batch and frozen; group takes the paper's 1e-5.
     Raises     UserError for another norm.
     """
     if norm == "batch":
-        return BatchNorm(epsilon=epsilon, name=name)
+        return BatchNorm(epsilon=epsilon, synchronized=_replicas() > 1, name=name)
     if norm == "frozen":
         return FrozenBatchNorm(epsilon=epsilon, name=name)
     if norm == "group":
         return keras.layers.GroupNormalization(groups=math.gcd(32, channels), epsilon=1e-5, name=name)
     raise UserError(f"model.norm: unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
+
+
+def _replicas():
+    """Copies of the model that see parts of a batch each. (On JAX a sharded batch is one batch to every layer.)"""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 @keras.saving.register_keras_serializable("detseg")

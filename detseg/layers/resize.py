@@ -1,5 +1,6 @@
 """Bilinear resizing by two small matrix products: dynamic sizes, mixed precision, jit and export all work."""
 
+import keras
 from keras import ops
 
 
@@ -25,3 +26,20 @@ def resize_bilinear(maps, height, width):
     maps = ops.matmul(rows, ops.reshape(maps, (batch, old_height, old_width * channels)))  # (B, H, w * K)
     maps = ops.matmul(columns, ops.reshape(maps, (batch * height, old_width, channels)))  # (B * H, W, K)
     return ops.reshape(maps, (batch, height, width, channels))
+
+
+@keras.saving.register_keras_serializable("detseg")
+class ResizeLike(keras.layers.Layer):
+    """Resizes maps (B, h, w, K) bilinearly to the height and width of `reference` (B, H, W, C)."""
+
+    def __init__(self, name=None, dtype=None):
+        super().__init__(name=name, dtype=dtype)
+
+    def call(self, maps, reference):
+        return resize_bilinear(maps, *ops.shape(reference)[1:3])
+
+    def compute_output_shape(self, maps_shape, reference_shape):
+        return (maps_shape[0], *reference_shape[1:3], maps_shape[3])
+
+    def get_config(self):
+        return {"name": self.name, "dtype": keras.saving.serialize_keras_object(self.dtype_policy)}

@@ -1,5 +1,9 @@
 """The fast layers against stock Keras: outputs, gradients and statistics; what norms promise."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -196,6 +200,35 @@ def test_norms_by_name():
     assert [create_norm("group", channels).groups for channels in (64, 24, 6)] == [32, 8, 2]
     with pytest.raises(UserError, match=r"model\.norm: unknown norm 'layer'; expected one of batch, frozen, group"):
         create_norm("layer", 8)
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding": "same"}, {"padding": "valid"}, {"padding": "same", "dilation_rate": 2}]
+)
+def test_wide_convolutions_of_large_kernels_equal_stock_ones(policy, options, monkeypatch):
+    monkeypatch.setattr(conv, "_WIDE_KERNEL", 7 * 7 * 4 * 5)
+    images = pictures(2, 9, 11, 4)
+    layer, stock = Conv2D(5, 7, **options), keras.layers.Conv2D(5, 7, **options)
+    assert_same_results(layer, stock, images, policy)
+    assert operations_of(layer, images) & {"If", "StatelessIf"}, "product or convolution, by the number of patches"
+    monkeypatch.setattr(conv, "_MOST_PATCHES", 1)
+    assert_same_results(Conv2D(5, 7, **options), keras.layers.Conv2D(5, 7, **options), images, policy)
+
+
+def test_results_are_the_stock_ones_with_onednn_switched_off():
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        "equal_stock or equals_the_stock",
+    ]
+    run = subprocess.run(command, env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
 
 
 def test_layers_come_back_from_their_configs():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from detseg.layers.padding import CropLike, PadToMultiple
-from detseg.layers.resize import resize_bilinear
+from detseg.layers.resize import ResizeLike, resize_bilinear
 from detseg.layers.upsample import BilinearUpsample, bilinear_kernel
 
 
@@ -68,6 +68,43 @@ def test_resize_equals_opencv(size):
     maps = np.random.default_rng(1).random((1, 6, 8, 2)).astype("float32")
     expected = cv2.resize(maps[0], size[::-1], interpolation=cv2.INTER_LINEAR)
     np.testing.assert_allclose(np.array(resize_bilinear(maps, *size))[0], expected, atol=2e-6)
+
+
+def resizer():
+    maps, reference = keras.Input((None, None, 2)), keras.Input((None, None, 3))
+    return keras.Model([maps, reference], ResizeLike(name="resize")(maps, reference))
+
+
+@pytest.mark.parametrize(
+    ("policy", "tolerance"), [("float32", 2e-6), ("mixed_float16", 2e-3), ("mixed_bfloat16", 2e-2)]
+)
+def test_resize_layer_works_compiled_at_every_precision(policy, tolerance):
+    import tensorflow as tf
+
+    keras.config.set_dtype_policy(policy)
+    model = resizer()
+    maps, reference = (
+        np.random.default_rng(1).random((2, 6, 8, 2)).astype("float32"),
+        np.zeros((2, 13, 5, 3), "float32"),
+    )
+    expected = np.array(resize_bilinear(maps, 13, 5))
+    for jit_compile in (False, True):
+        compiled = tf.function(model, jit_compile=jit_compile)
+        resized = compiled([tf.constant(maps), tf.constant(reference)])
+        assert keras.backend.standardize_dtype(resized.dtype) == model.compute_dtype
+        np.testing.assert_allclose(np.array(keras.ops.cast(resized, "float32")), expected, atol=tolerance)
+
+
+def test_resize_layer_is_exported_with_dynamic_sizes(tmp_path):
+    import tensorflow as tf
+
+    model = resizer()
+    model.export(tmp_path / "saved", verbose=False)
+    served = tf.saved_model.load(tmp_path / "saved")
+    maps = np.random.default_rng(1).random((1, 6, 8, 2)).astype("float32")
+    for size in ((7, 9), (3, 20)):
+        resized = served.serve([tf.constant(maps), tf.zeros((1, *size, 3))])
+        np.testing.assert_allclose(np.array(resized), np.array(resize_bilinear(maps, *size)), atol=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (33, 95), (1, 1), (31, 32)])
