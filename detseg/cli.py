@@ -1,4 +1,4 @@
-"""The command line, `detseg train|evaluate|predict|make-shapes`; tools/*.py are other doors to the same functions."""
+"""The command line, `detseg train|evaluate|predict|...`; tools/*.py are other doors to the same functions."""
 
 import argparse
 import json
@@ -50,7 +50,10 @@ def create_parser():
     evaluate = _add_command(commands, "evaluate", _evaluate, "score a trained model on a split")
     _add_run(evaluate)
     evaluate.add_argument("--split", default="val", choices=("train", "val", "test"), help="default: val")
-    evaluate.add_argument("--name", metavar="NAME", help="of the result, evaluation/NAME.json; default: the split")
+    evaluate.add_argument(
+        "--name", metavar="NAME", help="of the result, evaluation/NAME.json; default: the split, SPLIT_tta with --tta"
+    )
+    _add_tta(evaluate)
     _add_set(evaluate)
 
     predict = _add_command(commands, "predict", _predict, "write masks and drawings of images")
@@ -58,7 +61,16 @@ def create_parser():
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help="image file, folder of images or glob pattern")
     predict.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     predict.add_argument("--save-probabilities", action="store_true", help="also write STEM.npz with all probabilities")
+    _add_tta(predict)
     _add_set(predict)
+
+    compare = _add_command(commands, "compare", _compare, "show runs side by side: scores, cost, configs and curves")
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, also of a run that goes on")
+    compare.add_argument("--split", choices=("train", "val", "test"), help="of the results; default: all there are")
+    compare.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for curves.png; default: compare, beside the first run"
+    )
+    compare.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
 
     shapes = _add_command(commands, "make-shapes", _make_shapes, "write the embedded data set of shapes")
     shapes.add_argument("--root", default=Path("data/shapes"), type=Path, metavar="DIR", help="default: data/shapes")
@@ -66,6 +78,23 @@ def create_parser():
         shapes.add_argument(f"--{split}", default=count, type=int, metavar="N", help=f"images, default {count}")
     shapes.add_argument("--size", default=192, type=int, metavar="PIXELS", help="height and width, default 192")
     shapes.add_argument("--seed", default=0, type=int, help="default 0")
+
+    benchmark = _add_command(commands, "benchmark", _benchmark, "measure speed and memory, also in turns with a peer")
+    benchmark.add_argument("measure", choices=("train-step", "inference"))
+    benchmark.add_argument("--config", required=True, type=Path, metavar="FILE", help="its data set is not read")
+    _add_set(benchmark)
+    benchmark.add_argument("--against", choices=("torch", "detseg"), help="the peer; default: none")
+    benchmark.add_argument(
+        "--against-set", action="append", default=[], metavar="A.B=C", help="change a key of the peer's config"
+    )
+    benchmark.add_argument("--torch-python", type=Path, metavar="PATH", help="Python of an environment with torch")
+    benchmark.add_argument("--torch-compile", action="store_true", help="the peer goes through torch.compile")
+    benchmark.add_argument("--size", nargs=2, default=(256, 256), type=_positive, metavar=("H", "W"), help="256 256")
+    benchmark.add_argument("--batch-size", type=_positive, metavar="N", help="default: the config's; inference: 1")
+    benchmark.add_argument("--classes", default=21, type=_positive, metavar="N", help="default 21")
+    benchmark.add_argument("--rounds", default=9, type=_positive, metavar="N", help="of each side, default 9")
+    benchmark.add_argument("--steps", type=_positive, metavar="N", help="in a round; default: about 4 seconds")
+    benchmark.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON; without FILE: to stdout")
     return parser
 
 
@@ -79,10 +108,21 @@ def _add_run(command):
     command.add_argument("--run", required=True, type=Path, metavar="DIR", help="run folder of the trained model")
 
 
+def _add_tta(command):
+    command.add_argument("--tta", action="store_true", help="average over scales and flips: the config's tta")
+
+
 def _add_set(command):
     command.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="change a key of the config"
     )
+
+
+def _positive(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
 
 
 def _train(options):
@@ -115,8 +155,9 @@ def _evaluate(options):
     dataset = create_dataset(predictor.config.data, options.split)
     check_classes(dataset, predictor.classes, options.run)
     scan_split(dataset)
-    result = evaluate(predictor.task, predictor.inference(), dataset, progress=options.split)
-    path = predictor.folder.evaluation / f"{options.name or options.split}.json"
+    result = evaluate(predictor.task, predictor.inference(tta=options.tta), dataset, progress=options.split)
+    default_name = f"{options.split}_tta" if options.tta else options.split
+    path = predictor.folder.evaluation / f"{options.name or default_name}.json"
     write_evaluation(path, result)
     print(predictor.task.format_scores(result))
     print(path)
@@ -126,7 +167,27 @@ def _predict(options):
     _start_backend_quietly()
     from detseg.prediction import load, predict_files
 
-    predict_files(load(options.run, options.overrides), options.inputs, options.output, options.save_probabilities)
+    predictor = load(options.run, options.overrides)
+    predict_files(predictor, options.inputs, options.output, options.save_probabilities, options.tta)
+
+
+def _compare(options):
+    from detseg.files import make_folder
+    from detseg.report.compare import compare, format_markdown, format_text
+    from detseg.report.curves import draw_curves
+    from detseg.report.runs import read_runs
+
+    output = options.output or Path(os.path.normpath(options.runs[0] / "..")) / "compare"
+    runs = read_runs([folder for folder in options.runs if folder != output])  # runs/* names it the second time
+    tables = compare(runs, options.split)
+    show = format_markdown if options.markdown else format_text
+    print(show(tables, [run.name for run in runs]))
+    if not any(run.history for run in runs):
+        logger.info("no run has finished an epoch: there are no curves to draw")
+        return
+    make_folder(output, "--output")
+    draw_curves(runs, output / "curves.png")
+    print(output / "curves.png", file=sys.stderr if options.markdown else sys.stdout)  # stdout: tables for a file
 
 
 def _make_shapes(options):
@@ -134,6 +195,30 @@ def _make_shapes(options):
 
     counts = {split: getattr(options, split) for split in ("train", "val", "test")}
     print(make_shapes(options.root, **counts, size=options.size, seed=options.seed))
+
+
+def _benchmark(options):
+    from detseg.benchmark import benchmark, create_job, detseg_side, format_result, torch_side
+    from detseg.files import written_whole
+
+    workload = (options.size, options.batch_size, options.classes)
+    sides = [detseg_side(create_job(options.measure, options.config, options.overrides, *workload))]
+    if options.against is not None or options.against_set:
+        overrides = [*options.overrides, *options.against_set]
+        job = create_job(options.measure, options.config, overrides, *workload)
+        if options.against == "torch":
+            sides.append(torch_side(job, options.torch_python, options.torch_compile))
+        else:
+            sides.append(detseg_side(job, " ".join(["detseg", *options.against_set])))
+    result = benchmark(sides, options.rounds, options.steps)
+    text = json.dumps(result, indent=2)
+    if options.json == "-":
+        print(text)
+        return
+    print(format_result(result))
+    if options.json is not None:
+        with written_whole(options.json) as path:
+            path.write_text(text + "\n", encoding="utf-8")
 
 
 def _start_backend_quietly():

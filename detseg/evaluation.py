@@ -7,6 +7,7 @@ import time
 from tqdm import tqdm
 
 from detseg.data.loader import read_in_order
+from detseg.errors import UserError
 from detseg.files import make_folder, written_whole
 
 
@@ -22,7 +23,11 @@ def evaluate(task, inference, dataset, workers=2, progress=None):
     samples = read_in_order(dataset, workers)
     hidden = True if progress is None else None
     for sample in tqdm(samples, total=len(dataset), desc=progress, unit="img", disable=hidden, leave=False):
-        scores.update(sample, inference(sample.image))
+        try:
+            prediction = inference(sample.image)
+        except UserError as error:
+            raise UserError(f"{sample.path}: {error}") from error
+        scores.update(sample, prediction)
     seconds = time.perf_counter() - start
     return {
         "task": task.config.task,

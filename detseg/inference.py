@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from detseg.data.augment import resize_image, resized_size
+from detseg.errors import UserError
 from detseg.layers.resize import resize_bilinear
 
 
@@ -23,6 +24,34 @@ class Prediction:
     probabilities: np.ndarray | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TestTimeAugmentation:
+    """The views of an image whose probabilities are averaged (DeepLabv3, section 4.1: multi-scale inputs and flips).
+
+    scales:        factors on the image's height and width.
+    flip:          bool, whether each scale is also seen mirrored left to right.
+    minimum_size:  pixels that no side of a view may fall below: the model's output stride.
+    """
+
+    scales: tuple[float, ...]
+    flip: bool
+    minimum_size: int
+
+    def views(self, image):
+        """Pairs of an image to predict, and whether it is mirrored. UserError for a scale that makes it too small."""
+        for scale in self.scales:
+            height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+            if min(height, width) < self.minimum_size:
+                raise UserError(
+                    f"tta.scales: {scale} makes an image of {image.shape[0]}x{image.shape[1]} pixels {height}x{width}, "
+                    f"less than the output stride of {self.minimum_size}; expected larger scales"
+                )
+            view = resize_image(image, height, width)
+            yield view, False
+            if self.flip:
+                yield np.ascontiguousarray(view[:, ::-1]), True
+
+
 class SegmentationInference:
     """A segmentation model as a function of one uint8 image (H, W, C) of any size -> Prediction.
 
@@ -30,26 +59,40 @@ class SegmentationInference:
 
     resize:         the config's data.resize.
     probabilities:  bool, whether predictions carry them: (H, W, K) floats cost time and memory.
+    tta:            None, or a TestTimeAugmentation of the (resized) image.
     """
 
-    def __init__(self, model, resize=None, probabilities=False):
+    def __init__(self, model, resize=None, probabilities=False, tta=None):
         self._resize = resize
         self._probabilities = probabilities
+        self._tta = tta
+        with_scores = probabilities or tta is not None
 
         def postprocess(logits, height, width):
             scores = ops.softmax(ops.cast(logits, "float32"))  # (B, h, w, K)
             if height is not None:
                 scores = resize_bilinear(scores, height, width)
             label_maps = ops.cast(ops.argmax(scores, axis=-1), "uint8")
-            return (label_maps, scores) if probabilities else (label_maps,)
+            return (label_maps, scores) if with_scores else (label_maps,)
 
         self._forward = compile_forward(model, postprocess)
 
     def __call__(self, image):
         size = image.shape[:2]
         resized = resize_image(image, *resized_size(self._resize, *size))
+        if self._tta is not None:
+            return self._average(resized, size)
         label_maps, *scores = self._forward(resized[None], None if resized.shape[:2] == size else size)
         return Prediction(np.asarray(label_maps[0]), np.asarray(scores[0][0]) if self._probabilities else None)
+
+    def _average(self, image, size):
+        total, views = 0.0, 0
+        for view, is_mirrored in self._tta.views(image):
+            scores = np.asarray(self._forward(view[None], None if view.shape[:2] == size else size)[1][0])  # (H, W, K)
+            total = total + (scores[:, ::-1] if is_mirrored else scores)
+            views += 1
+        mean = total / np.float32(views)
+        return Prediction(mean.argmax(-1).astype("uint8"), mean if self._probabilities else None)
 
 
 def compile_forward(model, postprocess):

@@ -45,29 +45,32 @@ class Predictor:
         load_best_weights(self.model, self.folder)
         self._inference = {}
 
-    def inference(self, probabilities=False):
+    def inference(self, probabilities=False, tta=False):
         """Function image -> Prediction, compiled once."""
-        if probabilities not in self._inference:
-            self._inference[probabilities] = self.task.create_inference(self.model, probabilities)
-        return self._inference[probabilities]
+        key = (probabilities, tta)
+        if key not in self._inference:
+            self._inference[key] = self.task.create_inference(self.model, probabilities, tta)
+        return self._inference[key]
 
-    def predict(self, image, probabilities=False):
+    def predict(self, image, probabilities=False, tta=False):
         """The Prediction of one image: a path, or uint8 (H, W, C) as `detseg` states it.
 
         probabilities:  bool, whether the result has them.
+        tta:            bool, test-time augmentation as the config's `tta` has it.
         """
         if isinstance(image, (str, Path)):
             image = read_image(image, self.config.data.channels)
         channels = self.config.data.channels
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
             raise UserError(f"image is {image.dtype} {image.shape}, expected uint8 (height, width, {channels})")
-        return self.inference(probabilities)(image)
+        return self.inference(probabilities, tta)(image)
 
 
-def predict_files(predictor, inputs, output, save_probabilities=False):
+def predict_files(predictor, inputs, output, save_probabilities=False, tta=False):
     """Predicts images and writes masks and drawings into the folder `output`.
 
     inputs:   files, folders (their images, not those of subfolders) and glob patterns.
+    tta:      bool, test-time augmentation.
     Returns   the paths of the images done. Raises UserError after the last image when some could not be read, naming
               them all; before the first when nothing matches or a result would overwrite an image or another result.
     """
@@ -82,7 +85,11 @@ def predict_files(predictor, inputs, output, save_probabilities=False):
         except UserError as error:
             problems.append(str(error))
             continue
-        prediction = predictor.predict(image, save_probabilities)
+        try:
+            prediction = predictor.predict(image, save_probabilities, tta)
+        except UserError as error:
+            problems.append(f"{path}: {error}")
+            continue
         predictor.task.write_prediction(prediction, image, output, path.stem)
         done.append(path)
     logger.info("%d images predicted: %s", len(done), output)

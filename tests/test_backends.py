@@ -43,7 +43,8 @@ def test_a_model_trained_on_tensorflow_predicts_the_same_and_trains_on_jax(tmp_p
     model.save_weights(tmp_path / "model.weights.h5")
     image = rng.integers(0, 256, (50, 70, 3)).astype(np.uint8)
     np.save(tmp_path / "image.npy", image)
-    environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    quick = "--xla_backend_optimization_level=0"  # to compile
+    environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick}
     subprocess.run([sys.executable, "-c", STEP_ON_JAX, str(tmp_path)], env=environment, check=True)
     expected = SegmentationInference(model, (48, 64), probabilities=True)(image).probabilities
     np.testing.assert_allclose(np.load(tmp_path / "jax.npy"), expected, atol=1e-4)

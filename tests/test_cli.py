@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,6 +65,14 @@ def test_train_evaluate_predict_from_a_config_to_masks(quick_config_file, shapes
     expected = {"task", "split", "miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "per_class"}
     assert set(result) == expected | {"images", "images_per_second"}
     assert (result["split"], result["images"], len(result["per_class"])) == ("test", 4, 6)
+    views = ["--set", "tta.scales=[1.0, 1.25]"]
+    code, _, _ = run("evaluate", "--run", folder, "--split", "test", "--tta", *views, capsys=capsys)
+    assert code == 0
+    averaged = json.loads((folder / "evaluation" / "test_tta.json").read_text())
+    assert averaged["pixel_accuracy"] != result["pixel_accuracy"]
+    code, _, err = run("evaluate", "--run", folder, "--tta", "--set", "tta.scales=[0.1]", capsys=capsys)
+    assert code == 2
+    assert re.search(r"shapes_val_\d+\.jpg: tta\.scales: 0\.1 makes an image of 192x192", err)
 
     image = shapes_root / "JPEGImages" / "shapes_test_0001.jpg"
     output = tmp_path / "masks"

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,6 +23,7 @@ from detseg.config import (
     load_config,
     save_config,
 )
+from detseg.config.models import BackboneName
 from detseg.errors import UserError
 
 MINIMAL = """\
@@ -77,10 +79,13 @@ def test_minimal_config_has_the_documented_defaults():
     assert config.model.model_dump() == {
         "name": "fcn8s",
         "backbone": "vgg16",
+        "variant": None,
         "alpha": 1.0,
         "output_stride": 32,
+        "multi_grid": None,
         "weights": "imagenet",
         "norm": "batch",
+        "activation": None,
         "freeze_stages": 0,
         "upsampling": "fixed",
         "dropout": 0.5,
@@ -106,6 +111,7 @@ def test_minimal_config_has_the_documented_defaults():
         "bias_learning_rate_factor": 1.0,
         "precision": "float32",
         "ema": None,
+        "sampling": None,
         "early_stopping": None,
         "validate_every": 1,
         "steps_per_epoch": None,
@@ -143,12 +149,14 @@ def test_augmentation_items_become_their_classes():
     config = load(
         MINIMAL
         + "augmentation:\n"
-        + "- scale_jitter: [1, 2]\n- random_crop: [3, 4]\n- resize: [5, 6]\n- flip: both\n- color_jitter: 0.5\n"
+        + "- scale_jitter: [1, 2]\n- random_crop: [3, 4]\n- random_crop: {size: [3, 4], rare_classes: 0.5}\n"
+        + "- resize: [5, 6]\n- flip: both\n- color_jitter: 0.5\n"
         + "- color_jitter: {hue: 0.1}\n- albumentations: {name: Blur, arguments: {p: 1, limit: [3, 7]}}\n"
     )
     assert config.augmentation == (
         ScaleJitter(low=1.0, high=2.0),
-        RandomCrop(height=3, width=4),
+        RandomCrop(size=(3, 4)),
+        RandomCrop(size=(3, 4), rare_classes=0.5, max_class_share=None),
         Resize(height=5, width=6),
         Flip(direction="both"),
         ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.05),
@@ -172,6 +180,24 @@ OPTIMIZERS = {
     "nadam": {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7},
     "adamw": {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7, "amsgrad": False, "weight_decay": 0.004},
 }
+
+
+REGION = {"classes": "present", "per_image": False}
+LOSSES = {
+    "cross_entropy": {"label_smoothing": 0.0},
+    "focal": {"gamma": 2.0},
+    "ohem": {"threshold": 0.7, "min_kept_fraction": 0.0625},
+    "dice": REGION | {"smooth": 0.0, "exponent": 1},
+    "tversky": REGION | {"alpha": 0.3, "beta": 0.7, "gamma": 1.0, "smooth": 0.0},
+    "lovasz_softmax": REGION,
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_loss_has_its_keys(name):
+    first, second = load(MINIMAL + f"loss: [{{name: {name}}}, {{name: {name}, weight: 2, class_weights: [1, 0]}}]").loss
+    assert first.model_dump() == {"name": name, "weight": 1.0, "class_weights": None} | LOSSES[name]
+    assert second == first.model_copy(update={"weight": 2.0, "class_weights": (1.0, 0.0)})
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -231,7 +257,7 @@ def test_a_whole_number_will_do_for_a_number():
 
 
 def test_unknown_key_names_file_line_and_the_key_meant():
-    text = "task: segmentation\nmodel:\n  output_strid: 16\n"
+    text = "task: segmentation\nmodel:\n  output_strid: 16\n  name: fcn8s\n"
     assert "bad.yaml:3: model.output_strid: unknown key; did you mean 'output_stride'?" in lines(text, name="bad.yaml")
 
 
@@ -246,12 +272,13 @@ def test_unknown_key_of_an_override_names_the_override():
 
 def test_unknown_key_like_no_other_lists_the_keys():
     assert lines(MINIMAL + "zzz: 1") == [
-        "c.yaml:8: zzz: unknown key; expected one of task, seed, data, augmentation, model, loss, train"
+        "c.yaml:8: zzz: unknown key; expected one of task, seed, data, augmentation, model, loss, train, tta"
     ]
 
 
 VOC = "c.yaml:2: data."
 CHOICES = "expected one of sgd, adagrad, adadelta, rmsprop, adam, adamax, nadam, adamw"
+LOSS_NAMES = "expected one of cross_entropy, focal, ohem, dice, tversky, lovasz_softmax"
 REFUSALS = {
     "seed: '3'": "c.yaml:8: seed: got '3', expected a whole number",
     "seed: true": "c.yaml:8: seed: got true, expected a whole number",
@@ -262,7 +289,15 @@ REFUSALS = {
     "seed: [1]": "c.yaml:8: seed: got [1], expected a whole number",
     "loss: []": "c.yaml:8: loss: got [], expected at least one entry",
     "loss: {name: cross_entropy}": "c.yaml:8: loss: got {'name': 'cross_entropy'}, expected a list",
-    "loss: [{weight: 1}]": "c.yaml:8: loss.0.name: missing: the loss; expected cross_entropy",
+    "loss: [{weight: 1}]": "c.yaml:8: loss.0.name: missing; " + LOSS_NAMES,
+    "loss: [{name: crossentropy}]": f"c.yaml:8: loss.0.name: got 'crossentropy', {LOSS_NAMES}; "
+    "did you mean 'cross_entropy'?",
+    "loss: [{name: dice}, {name: dice, gamma: 2}]": "c.yaml:8: loss.1.gamma: unknown key; expected one of name, "
+    "weight, class_weights, classes, per_image, smooth, exponent",
+    "loss: [{name: dice, exponent: 3}]": "c.yaml:8: loss.0.exponent: got 3, expected one of 1, 2",
+    "loss: [{name: ohem, threshold: 0}]": "c.yaml:8: loss.0.threshold: got 0, expected a number > 0",
+    "loss: [{name: focal, class_weights: [0, 0]}]": "c.yaml:8: loss.0.class_weights: got [0.0, 0.0], "
+    "expected at least one weight > 0",
     "loss: [cross_entropy]": "c.yaml:8: loss.0: got 'cross_entropy', expected a mapping like {name: ..}",
     "loss: [{name: cross_entropy, class_weights: median}]": "c.yaml:8: loss.0.class_weights: got 'median', "
     "expected median_frequency",
@@ -270,6 +305,14 @@ REFUSALS = {
     "expected a number >= 0",
     "loss: [{name: cross_entropy, label_smoothing: 1}]": "c.yaml:8: loss.0.label_smoothing: got 1, "
     "expected a number < 1",
+    "  sampling: repeat_factor": "c.yaml:8: train.sampling: got 'repeat_factor', expected a mapping like "
+    "{name: .., threshold: ..}",
+    "  sampling: {name: repeat, threshold: 0.1}": "c.yaml:8: train.sampling.name: got 'repeat', "
+    "expected repeat_factor; did you mean 'repeat_factor'?",
+    "  sampling: {name: repeat_factor}": "c.yaml:8: train.sampling.threshold: missing: share t of the images: those "
+    "of a class that is in a smaller share f come sqrt(t / f) times a pass",
+    "  sampling: {name: repeat_factor, threshold: 0}": "c.yaml:8: train.sampling.threshold: got 0, "
+    "expected a number > 0",
     "augmentation: [flip]": "c.yaml:8: augmentation.0: got 'flip', expected a mapping with one key, one of "
     "scale_jitter, random_crop, flip, color_jitter, resize, albumentations",
     "augmentation: [{flap: both}]": "c.yaml:8: augmentation.0.flap: unknown key; did you mean 'flip'?",
@@ -279,9 +322,19 @@ REFUSALS = {
     "augmentation: [{scale_jitter: [2, 1]}]": "c.yaml:8: augmentation.0.scale_jitter: got [2.0, 1.0], "
     "expected [low, high] with low <= high",
     "augmentation: [{random_crop: [1, 2, 3]}]": "c.yaml:8: augmentation.0.random_crop: got [1, 2, 3], "
-    "expected [height, width]",
-    "augmentation: [{random_crop: [0, 3]}]": "c.yaml:8: augmentation.0.random_crop.height: got 0, "
+    "expected [height, width] or {size: [height, width], ..}",
+    "augmentation: [{random_crop: [0, 3]}]": "c.yaml:8: augmentation.0.random_crop.size.0: got 0, "
     "expected a whole number >= 1",
+    "augmentation: [{random_crop: {size: 3}}]": "c.yaml:8: augmentation.0.random_crop.size: got 3, "
+    "expected [height, width]",
+    "augmentation: [{random_crop: {rare_classes: 0.5}}]": "c.yaml:8: augmentation.0.random_crop.size: missing: "
+    "[height, width] of the window in pixels",
+    "augmentation: [{random_crop: {size: [2, 3], rare_class: 0.5}}]": "c.yaml:8: "
+    "augmentation.0.random_crop.rare_class: unknown key; did you mean 'rare_classes'?",
+    "augmentation: [{random_crop: {size: [2, 3], rare_classes: 2}}]": "c.yaml:8: "
+    "augmentation.0.random_crop.rare_classes: got 2, expected a number <= 1",
+    "augmentation: [{random_crop: {size: [2, 3], max_class_share: 1}}]": "c.yaml:8: "
+    "augmentation.0.random_crop.max_class_share: got 1, expected a number < 1",
     "augmentation: [{color_jitter: 1.5}]": "c.yaml:8: augmentation.0.color_jitter: got 1.5, expected a number from 0 "
     "to 1 or {brightness, contrast, saturation, hue}",
     "augmentation: [{color_jitter: {hue: 1}}]": "c.yaml:8: augmentation.0.color_jitter.hue: got 1, "
@@ -350,7 +403,8 @@ def test_wrong_data_is_refused_with_what_was_expected(case):
         (
             3,
             "model: {name: fcn8, backbone: vgg16}",
-            "c.yaml:3: model.name: got 'fcn8', expected one of fcn32s, fcn16s, fcn8s; did you mean 'fcn8s'?",
+            "c.yaml:3: model.name: got 'fcn8', expected one of fcn32s, fcn16s, fcn8s, deeplabv3, deeplabv3plus; "
+            "did you mean 'fcn8s'?",
         ),
         (
             3,
@@ -427,7 +481,7 @@ def test_all_mistakes_are_told_at_once_from_file_duplicates_and_overrides():
         "--set nonsense: expected KEY=VALUE, with dots between nested keys, as in train.epochs=10",
         "--set train.workers=-1: got -1, expected a whole number >= 0",
         "c.yaml:3: model.alpha: got 0, expected a number > 0",
-        "c.yaml:3: model.backbone: got 'vgg', expected one of vgg16, vgg19, mobilenet, mobilenetv2; "
+        f"c.yaml:3: model.backbone: got 'vgg', expected one of {', '.join(get_args(BackboneName))}; "
         "did you mean 'vgg19'?",
         "c.yaml:8: train.epochs: the key is written twice; first in line 5",
         "c.yaml:9: sedd: unknown key; did you mean 'seed'?",
@@ -612,7 +666,7 @@ def test_overrides_reach_nested_keys_list_items_null_lists_and_quoted_text():
     assert config.train.optimizer.learning_rate == 0.001
     assert config.loss[0].weight == 2.0
     assert config.model.weights is None
-    assert config.augmentation == (Flip(direction="both"), RandomCrop(height=16, width=8))
+    assert config.augmentation == (Flip(direction="both"), RandomCrop(size=(16, 8)))
     assert (config.data.train, config.data.root, config.data.classes) == ("2012", "../with=sign", {"no": "b"})
     assert (config.train.schedule.name, config.train.schedule.warmup_steps) == ("constant", 7)
 
@@ -701,6 +755,7 @@ data:
 augmentation:
 - scale_jitter: [0.5, 2.0]
 - random_crop: [352, 480]
+- random_crop: {size: [352, 480], rare_classes: 0.5, max_class_share: 0.75}
 - flip: horizontal
 - color_jitter: 0.3
 - color_jitter: {brightness: 0.2, hue: 0.5}
@@ -710,12 +765,14 @@ model: {name: fcn16s, backbone: mobilenetv2, weights: a/b.weights.h5, head_chann
 loss:
 - {name: cross_entropy, class_weights: [0.5, 1, 2]}
 - {name: cross_entropy, class_weights: median_frequency, label_smoothing: 0.1}
+- {name: tversky, weight: 0.5, classes: all, gamma: 1.5}
 train:
   epochs: 3
   batch_size: 2
   optimizer: {name: adamw, learning_rate: 1e-4, clip_norm: 1}
   schedule: {name: step, epochs: [1, 2], warmup_steps: 5}
   ema: 0.99
+  sampling: {name: repeat_factor, threshold: 0.1}
   initial_weights: runs/fcn32s
 """
 

@@ -110,3 +110,35 @@ def test_results_never_overwrite_images_or_each_other(predictor, tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="can't be made a folder"):
         predict_files(predictor, [inputs / "a.png"], inputs / "a_overlay.jpg")
+
+
+def test_one_view_at_scale_one_is_the_plain_prediction(trained_run, picture):
+    predictor = detseg.load(trained_run, ["tta={scales: [1.0], flip: none}"])
+    plain, averaged = (predictor.predict(picture, probabilities=True, tta=tta) for tta in (False, True))
+    np.testing.assert_array_equal(averaged.label_map, plain.label_map)
+    np.testing.assert_allclose(averaged.probabilities, plain.probabilities, atol=1e-6)
+
+
+def test_averaged_probabilities_are_the_mean_over_scales_and_mirror_images(trained_run, picture):
+    predictor = detseg.load(trained_run, ["tta.scales=[1.0, 1.5]"])
+    larger = cv2.resize(picture, (288, 288), interpolation=cv2.INTER_LINEAR)
+    expected = []
+    for view in (picture, larger):
+        for step in (1, -1):
+            scores = predictor.predict(np.ascontiguousarray(view[:, ::step]), probabilities=True).probabilities
+            expected.append(cv2.resize(scores, (192, 192), interpolation=cv2.INTER_LINEAR)[:, ::step])
+    prediction = predictor.predict(picture, probabilities=True, tta=True)
+    np.testing.assert_allclose(prediction.probabilities, np.mean(expected, axis=0), atol=1e-5)
+    np.testing.assert_array_equal(prediction.label_map, prediction.probabilities.argmax(-1))
+
+
+def test_averaging_commutes_with_mirroring(predictor, picture):
+    mirrored = np.ascontiguousarray(picture[:, ::-1])
+    seen, seen_mirrored = (predictor.predict(image, True, tta=True).probabilities for image in (picture, mirrored))
+    np.testing.assert_allclose(seen_mirrored[:, ::-1], seen, atol=1e-5)
+
+
+def test_a_scale_that_leaves_less_than_the_stride_is_refused(trained_run, picture):
+    predictor = detseg.load(trained_run, ["tta.scales=[0.1]"])
+    with pytest.raises(UserError, match=r"tta\.scales: 0\.1 makes an image of 192x192 pixels 19x19.* stride of 32"):
+        predictor.predict(picture, tta=True)

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from detseg.config.augmentation import Albumentations, ColorJitter, Flip, RandomCrop, Resize, ScaleJitter
 from detseg.config.messages import explain
-from detseg.config.schema import Config, FCNName
+from detseg.config.models import DeepLabV3PlusModel, FCNModel, FCNName
+from detseg.config.schema import Config
 from detseg.config.tree import read_tree, to_yaml
 from detseg.errors import UserError
 from detseg.files import written_whole
@@ -17,6 +18,8 @@ __all__ = [
     "Albumentations",
     "ColorJitter",
     "Config",
+    "DeepLabV3PlusModel",
+    "FCNModel",
     "Flip",
     "RandomCrop",
     "Resize",

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
 
-from detseg.config.fields import Count, Positive, Section, Text, shown
+from detseg.config.fields import Count, Positive, Section, Size, Text, shown
 
 Strength = Annotated[float, Field(ge=0, le=1)]
 
@@ -78,12 +78,37 @@ class ScaleJitter(_ListTransform):
         return self
 
 
-class RandomCrop(_ListTransform):
-    """[height, width]: cuts out a random window; smaller images are padded first."""
+class RandomCrop(_Transform):
+    """[height, width], or {size: [height, width]} with more keys: cuts out a window; small images are padded first."""
 
     kind = "random_crop"
-    height: Count = Field(description="Height of the window in pixels.")
-    width: Count = Field(description="Width of the window in pixels.")
+    size: Size = Field(description="[height, width] of the window in pixels.")
+    rare_classes: Strength = Field(
+        default=0.0,
+        description="Probability that the window is laid over a pixel of a class that the training split has few "
+        "pixels of, instead of anywhere.",
+    )
+    max_class_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="Share of a window's labelled pixels that no class should exceed: up to 10 windows are tried; "
+        "null: any.",
+    )
+
+    @classmethod
+    def fields_of(cls, written: Any) -> dict:
+        if isinstance(written, dict):
+            return written
+        if not isinstance(written, list) or len(written) != 2:
+            raise ValueError(f"got {shown(written)}, expected [height, width] or {{size: [height, width], ..}}")
+        return {"size": written}
+
+    def written(self) -> Any:
+        is_plain = not self.rare_classes and self.max_class_share is None
+        return list(self.size) if is_plain else super().written()
+
+    @classmethod
+    def written_schema(cls, fields: dict) -> dict:
+        return {"anyOf": [fields["properties"]["size"], fields]}
 
 
 class Resize(_ListTransform):

@@ -19,8 +19,8 @@ from detseg.config.fields import (
     Whole,
     written_as,
 )
-
-WEIGHT_FILES = (".h5", ".keras")  # .weights.h5 ends in .h5
+from detseg.config.losses import CrossEntropy, Loss
+from detseg.config.models import SegmentationModel
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -136,66 +136,6 @@ class FolderData(_Data):
     val: FolderSplit | None = Field(default=None, description="The split that chooses the best weights.")
     test: FolderSplit | None = Field(default=None, description="The split for the final score.")
     palette: Palette = Field(default=None, description=_PALETTE)
-
-
-def _weight_source(weights: str) -> str:
-    if weights != "imagenet" and not weights.endswith(WEIGHT_FILES):
-        raise ValueError(
-            f"got {weights!r}, expected null, imagenet or the path of a file ending in .h5, .weights.h5 or .keras"
-        )
-    return weights
-
-
-FCNName = Literal["fcn32s", "fcn16s", "fcn8s"]
-
-
-class FCNModel(Section):
-    """Fully convolutional network (Long, Shelhamer, Darrell 2015) on any backbone."""
-
-    name: FCNName = Field(description="The model: FCN with predictions fused down to stride 32, 16 or 8.")
-    backbone: Literal["vgg16", "vgg19", "mobilenet", "mobilenetv2"] = Field(description="The feature extractor.")
-    alpha: Positive = Field(default=1.0, description="Width multiplier of the backbone.")
-    output_stride: Literal[8, 16, 32] = Field(
-        default=32, description="Stride of the deepest features; below 32, later stages are dilated instead of strided."
-    )
-    weights: Annotated[Text, AfterValidator(_weight_source)] | None = Field(
-        default="imagenet",
-        description="The backbone's first weights: null (random), imagenet, or a file: .h5 (by layer names), "
-        ".weights.h5 or .keras.",
-    )
-    norm: Literal["batch", "frozen", "group"] = Field(
-        default="batch", description="Normalisation of the backbone; frozen: batch norm with fixed statistics."
-    )
-    freeze_stages: int = Field(
-        default=0, ge=0, le=5, description="How many of the strides 2, 4, 8, 16, 32 aren't trained, norms included."
-    )
-    upsampling: Literal["fixed", "learned"] = Field(
-        default="fixed", description="Whether the transposed convolutions stay bilinear or are trained from there."
-    )
-    dropout: Fraction = Field(default=0.5, description="Share of the features behind fc6 and fc7 dropped in training.")
-    head_channels: Count | None = Field(
-        default=None, description="Channels of fc6 and fc7; null: 4096 for VGG, no such layers for other backbones."
-    )
-
-
-ClassWeights = Annotated[
-    Annotated[Literal["median_frequency"], Tag("<text>")]
-    | Annotated[Annotated[Several[NotNegative], NotEmpty], Tag("<list>")],
-    written_as("null, median_frequency or a list with one weight per class"),
-]
-
-
-class CrossEntropy(Section):
-    """Cross-entropy over the pixels that aren't ignored."""
-
-    name: Literal["cross_entropy"] = Field(description="The loss.")
-    weight: Positive = Field(default=1.0, description="Factor of this loss in the sum.")
-    class_weights: ClassWeights | None = Field(
-        default=None,
-        description="null: classes count alike; median_frequency: median class frequency / class frequency (Eigen and "
-        "Fergus 2015), counted on the training split; a list: one weight per class.",
-    )
-    label_smoothing: Fraction = Field(default=0.0, description="Share of the target spread evenly over all classes.")
 
 
 _OPTIMIZER = "The optimizer, by Keras' name."
@@ -332,6 +272,16 @@ class StepSchedule(_Schedule):
 Schedule = ConstantSchedule | PolySchedule | CosineSchedule | StepSchedule
 
 
+class RepeatFactorSampling(Section):
+    """Images with rare classes come more often (Gupta et al. 2019)."""
+
+    name: Literal["repeat_factor"] = Field(description="How images are drawn.")
+    threshold: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="Share t of the images: those of a class that is in a smaller share f come sqrt(t / f) "
+        "times a pass."
+    )
+
+
 class Train(Section):
     """How the model is trained."""
 
@@ -359,6 +309,9 @@ class Train(Section):
         default=None, description="Epochs without a better validation score after which training ends; null: never."
     )
     validate_every: Count = Field(default=1, description="Epochs from one validation to the next.")
+    sampling: RepeatFactorSampling | None = Field(
+        default=None, description="How often each image comes in a pass, which has more steps then; null: once."
+    )
     steps_per_epoch: Count | None = Field(
         default=None, description="Steps that make an epoch; null: as many as the training split gives."
     )
@@ -367,6 +320,17 @@ class Train(Section):
         default=None,
         description="Run folder whose weights are taken over before training, for layers of the same name: "
         "fine-tuning, and FCN-32s -> 16s -> 8s.",
+    )
+
+
+class TTA(Section):
+    """What evaluate and predict do with --tta: probabilities averaged over views of each image."""
+
+    scales: Annotated[Several[Positive], NotEmpty] = Field(
+        default=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), description="Factors on the image's size; by default DeepLabv3's."
+    )
+    flip: Literal["none", "horizontal"] = Field(
+        default="horizontal", description="Whether each scale is also seen mirrored left to right."
     )
 
 
@@ -379,8 +343,9 @@ class Config(Section):
     augmentation: Several[Transform] = Field(
         default=(), description="Random changes to the training images, in this order."
     )
-    model: FCNModel = Field(description="The model.")
-    loss: Annotated[Several[CrossEntropy], NotEmpty] = Field(
+    model: SegmentationModel = Field(discriminator="name", description="The model.")
+    loss: Annotated[Several[Loss], NotEmpty] = Field(
         default=(CrossEntropy(name="cross_entropy"),), description="The losses; their sum is trained on."
     )
     train: Train = Field(description="How the model is trained.")
+    tta: TTA = Field(default=TTA(), description="Test-time augmentation, where --tta asks for it.")

@@ -15,19 +15,21 @@ from detseg.errors import UserError
 # The ImageNet mean colour, so that padding is near zero after every backbone's normalisation.
 _RGB_FILL = (124, 116, 104)
 _GREY_FILL = 117
+_CROP_TRIES = 10  # as cat_max_ratio in MMSegmentation
 
 _FLIP_AXES = {"horizontal": (1,), "vertical": (0,), "both": (1, 0)}
 # ITU-R BT.601 luma, as in cv2.cvtColor.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def create_augmentation(items, ignore_label):
+def create_augmentation(items, ignore_label, class_pixels=None):
     """The steps of a config's `augmentation` section as one function (Sample, numpy Generator) -> Sample.
 
+    class_pixels:  int (K,), pixels of each class in the training split, which random_crop's rare_classes goes by.
     The result depends on the sample and the generator's state only. Label maps are never interpolated; what an image is
     padded with has label ignore_label.
     """
-    steps = [_STEPS[type(item)](item, ignore_label) for item in items]
+    steps = [_STEPS[type(item)](item, ignore_label, class_pixels) for item in items]
 
     def augment(sample, rng):
         for step in steps:
@@ -73,7 +75,7 @@ def resized_size(resize, height, width):
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _scale_jitter(item, ignore_label):
+def _scale_jitter(item, ignore_label, class_pixels):
     def step(sample, rng):
         scale = rng.uniform(item.low, item.high)
         height, width = sample.image.shape[:2]
@@ -82,27 +84,67 @@ def _scale_jitter(item, ignore_label):
     return step
 
 
-def _resize(item, ignore_label):
+def _resize(item, ignore_label, class_pixels):
     return lambda sample, rng: resize_sample(sample, item.height, item.width)
 
 
-def _random_crop(item, ignore_label):
+def _random_crop(item, ignore_label, class_pixels):
     """Cuts a window at a random place; what is too small is padded, at random shares on both sides."""
-    size = (item.height, item.width)
+
+    def draw_starts(sample, rng):
+        pixel = None
+        if item.rare_classes and rng.random() < item.rare_classes and sample.label_map is not None:
+            pixel = _pixel_of_rare_class(sample.label_map, class_pixels, rng)
+        return _window_starts(sample.image.shape[:2], item.size, pixel, rng)
 
     def step(sample, rng):
-        old_size = sample.image.shape[:2]
-        # A negative start lies in the padding.
-        starts = [
-            int(rng.integers(min(0, old - new), max(0, old - new) + 1)) for old, new in zip(old_size, size, strict=True)
-        ]
-        image = _window(sample.image, starts, size, _RGB_FILL if sample.image.shape[2] == 3 else _GREY_FILL)
-        label_map = sample.label_map
-        if label_map is not None:
-            label_map = _window(label_map, starts, size, ignore_label)
+        label_map = None
+        for _ in range(_CROP_TRIES):
+            starts = draw_starts(sample, rng)
+            if sample.label_map is not None:
+                label_map = _window(sample.label_map, starts, item.size, ignore_label)
+            if item.max_class_share is None or label_map is None:
+                break
+            if _largest_class_share(label_map, ignore_label) <= item.max_class_share:
+                break
+        image = _window(sample.image, starts, item.size, _RGB_FILL if sample.image.shape[2] == 3 else _GREY_FILL)
         return dataclasses.replace(sample, image=image, label_map=label_map)
 
     return step
+
+
+def _window_starts(image_size, window_size, pixel, rng):
+    """A random (row, column) at which a window starts, among those where it has `pixel` in it, if that isn't None.
+
+    A negative start lies in the padding.
+    """
+    starts = []
+    for axis, (old, new) in enumerate(zip(image_size, window_size, strict=True)):
+        low, high = min(0, old - new), max(0, old - new)
+        if pixel is not None:
+            low, high = max(low, pixel[axis] - new + 1), min(high, pixel[axis])
+        starts.append(int(rng.integers(low, high + 1)))
+    return starts
+
+
+def _pixel_of_rare_class(label_map, class_pixels, rng):
+    """(row, column) of a random pixel of a class c that is drawn among those in the label map by
+    p_c = (1 / n_c) / sum_k (1 / n_k), n_c being c's pixels in the training split; None where there is no class.
+    """
+    present = np.bincount(label_map.ravel(), minlength=256)[: len(class_pixels)] > 0  # (K,)
+    weights = np.where(present & (class_pixels > 0), 1 / np.maximum(class_pixels, 1), 0)  # ignored pixels: n = 0
+    if not weights.any():
+        return None
+    label = rng.choice(len(weights), p=weights / weights.sum())
+    pixels = np.flatnonzero(label_map == label)
+    return divmod(int(rng.choice(pixels)), label_map.shape[1])
+
+
+def _largest_class_share(label_map, ignore_label):
+    """The share of the commonest class in the labelled pixels; 1 where there are none."""
+    counts = np.bincount(label_map.ravel(), minlength=256)
+    counts[ignore_label] = 0
+    return counts.max() / counts.sum() if counts.any() else 1.0
 
 
 def _window(array, starts, size, fill):
@@ -118,7 +160,7 @@ def _window(array, starts, size, fill):
     return window
 
 
-def _flip(item, ignore_label):
+def _flip(item, ignore_label, class_pixels):
     """Each direction for itself with probability one half."""
     axes = _FLIP_AXES[item.direction]
 
@@ -135,7 +177,7 @@ def _flip(item, ignore_label):
     return step
 
 
-def _color_jitter(item, ignore_label):
+def _color_jitter(item, ignore_label, class_pixels):
     """Brightness, contrast, saturation and hue as one affine map of colours, so that values are clipped once only."""
 
     def step(sample, rng):
@@ -171,7 +213,7 @@ def _hue_matrix(turns):
     return np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * np.outer(axis, axis)
 
 
-def _albumentations(item, ignore_label):
+def _albumentations(item, ignore_label, class_pixels):
     """Any albumentations transform by its own name; what it pads is ignored unless its arguments say otherwise."""
     where = f"augmentation: albumentations {item.name}"
     build = _albumentations_builder(item, ignore_label, where)

@@ -1,14 +1,13 @@
 """The loader: threads that read, augment and batch samples, on grain. The only file that knows grain.
 
-Order and augmentation are functions of (seed, pass over the data, index), whatever the number of threads.
+Order and augmentation are functions of the seed and the position, whatever the number of threads.
 """
-
-import functools
 
 import cv2
 import grain
 import numpy as np
 
+from detseg.data.sampling import Passes
 from detseg.errors import UserError
 
 
@@ -19,9 +18,14 @@ class SampleStream:
     only, so that any part of the sequence can be made again: by another thread, or by a resumed run.
     """
 
-    def __init__(self, dataset, prepare, seed, length):
-        """prepare: function (Sample, numpy Generator) -> tuple of arrays of one size for all samples."""
+    def __init__(self, dataset, prepare, seed, length, repeat_factors=None):
+        """Samples of a dataset (see `detseg.data.datasets`).
+
+        prepare:         function (Sample, numpy Generator) -> tuple of arrays of one size for all samples.
+        repeat_factors:  float (N,), how often each image comes in a pass, each >= 1; None: once.
+        """
         self._dataset = dataset
+        self._passes = Passes(np.ones(len(dataset)) if repeat_factors is None else repeat_factors, seed, length)
         self._prepare = prepare
         self._seed = seed
         self._length = length
@@ -32,9 +36,10 @@ class SampleStream:
         return self._length
 
     def __getitem__(self, position):
-        index, pass_number = self.index_at(position)
+        index, pass_number, times_before = self._passes.at(position)
         try:
-            arrays = self._prepare(self._dataset[index], np.random.default_rng((self._seed, pass_number, index)))
+            rng = np.random.default_rng((self._seed, pass_number, index, times_before))
+            arrays = self._prepare(self._dataset[index], rng)
             self._check_shapes(arrays, index)
             return arrays
         except Exception as error:
@@ -51,19 +56,9 @@ class SampleStream:
                 "batches need one size: end augmentation with random_crop or resize"
             )
 
-    def index_at(self, position):
-        """(index in the dataset, number of the pass) of a position."""
-        pass_number, offset = divmod(int(position), len(self._dataset))
-        return _pass_order(len(self._dataset), self._seed, pass_number)[offset], pass_number
-
     def names(self, start, count):
         """The names of the `count` samples from position `start` on."""
-        return [self._dataset.names[self.index_at(start + i)[0]] for i in range(count)]
-
-
-@functools.lru_cache(maxsize=8)
-def _pass_order(count, seed, pass_number):
-    return np.random.default_rng((seed, pass_number)).permutation(count)
+        return [self._dataset.names[self._passes.at(start + i)[0]] for i in range(count)]
 
 
 def load_batches(stream, batch_size, workers, start=0):

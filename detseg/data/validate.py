@@ -17,7 +17,7 @@ from detseg.errors import UserError
 from detseg.files import written_whole
 
 _log = logging.getLogger("detseg")
-_VERSION = 1  # of what is checked and counted: to be raised with every change, so that old results aren't used
+_VERSION = 2  # of what is checked and counted: to be raised with every change, so that old results aren't used
 _MOST_PROBLEMS_SHOWN = 20
 
 
@@ -28,12 +28,14 @@ class SplitScan:
     image_sizes:            tuple of N (height, width).
     class_pixels:           int64 (K,): pixels of each class.
     class_image_pixels:     int64 (K,): pixels with a label (not ignored) of the images in which the class occurs.
+    class_presence:         bool (N, K): whether the image has a pixel of the class.
     ignored_pixels:         int: pixels of ignore_label.
     """
 
     image_sizes: tuple
     class_pixels: np.ndarray
     class_image_pixels: np.ndarray
+    class_presence: np.ndarray
     ignored_pixels: int
 
 
@@ -104,6 +106,7 @@ def _scan(dataset, progress):
         image_sizes=tuple(size for _, size, _ in results),
         class_pixels=counts.sum(axis=0),
         class_image_pixels=((counts > 0) * labelled).sum(axis=0),
+        class_presence=counts > 0,
         ignored_pixels=int(ignored.sum()),
     )
 
@@ -192,13 +195,17 @@ def _read_cached(path, image_count, class_count):
     """The scan that the file holds, or None if there is none or it is damaged."""
     try:
         content = json.loads(path.read_text())
+        class_presence = np.zeros((image_count, class_count), bool)
+        for row, labels in zip(class_presence, content["image_classes"], strict=True):
+            row[labels] = True
         scan = SplitScan(
             image_sizes=tuple((int(height), int(width)) for height, width in content["image_sizes"]),
             class_pixels=np.array(content["class_pixels"], np.int64),
             class_image_pixels=np.array(content["class_image_pixels"], np.int64),
+            class_presence=class_presence,
             ignored_pixels=int(content["ignored_pixels"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError):
         return None
     is_whole = (
         len(scan.image_sizes) == image_count
@@ -213,6 +220,7 @@ def _write_cached(path, scan):
         "image_sizes": scan.image_sizes,
         "class_pixels": scan.class_pixels.tolist(),
         "class_image_pixels": scan.class_image_pixels.tolist(),
+        "image_classes": [np.flatnonzero(row).tolist() for row in scan.class_presence],
         "ignored_pixels": scan.ignored_pixels,
     }
     try:

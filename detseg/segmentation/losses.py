@@ -1,55 +1,115 @@
-"""Losses of semantic segmentation: functions of label maps and logits."""
+"""The losses of semantic segmentation as Keras losses, by their names in a config."""
 
 import keras
-from keras import ops
+
+from detseg.segmentation import pixel_losses, region_losses
 
 
-def cross_entropy(labels, logits, ignore_label=255, class_weights=None, label_smoothing=0.0):
-    """Cross-entropy averaged over the valid pixels of a batch.
+class _SegmentationLoss(keras.losses.Loss):
+    """A function of labels, logits and options as a Keras loss that can be saved."""
 
-    labels:           (B, H, W) ints, 0..K-1 or ignore_label; floats of these values are accepted, as Keras hands them.
-    logits:           (B, H, W, K) float.
-    class_weights:    None or K floats. The mean is then weighted by the weight of each pixel's class, as in
-                      torch.nn.CrossEntropyLoss.
-    label_smoothing:  in [0, 1): this share of the target is spread evenly over all K classes (Szegedy et al. 2016,
-                      section 7).
-    Returns           a float32 scalar; 0, with gradient 0, when no pixel is valid.
-    """
-    logits = ops.cast(logits, "float32")
-    labels = ops.cast(labels, "int32")
-    valid = ops.not_equal(labels, ignore_label)  # (B, H, W)
-    labels = ops.where(valid, labels, 0)
-    losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)  # (B, H, W)
-    if label_smoothing:
-        uniform = ops.logsumexp(logits, axis=-1) - ops.mean(logits, axis=-1)  # cross-entropy against 1/K
-        losses = (1 - label_smoothing) * losses + label_smoothing * uniform
-    weights = ops.cast(valid, "float32")
-    if class_weights is not None:
-        weights = weights * ops.take(ops.convert_to_tensor(class_weights, "float32"), labels)
-    total = ops.sum(weights)
-    return ops.sum(losses * weights) / ops.where(total > 0, total, 1.0)
+    def __init__(self, name, ignore_label, class_weights, **options):
+        super().__init__(name=name, reduction=None)
+        class_weights = None if class_weights is None else tuple(float(weight) for weight in class_weights)
+        self.options = {"ignore_label": ignore_label, "class_weights": class_weights, **options}
+
+    def call(self, y_true, y_pred):
+        return type(self).function(y_true, y_pred, **self.options)
+
+    def get_config(self):
+        return {"name": self.name, **self.options}
 
 
 @keras.saving.register_keras_serializable("detseg")
-class CrossEntropy(keras.losses.Loss):
-    """`cross_entropy` as a Keras loss."""
+class CrossEntropy(_SegmentationLoss):
+    """`pixel_losses.cross_entropy` as a Keras loss."""
+
+    function = staticmethod(pixel_losses.cross_entropy)
 
     def __init__(self, ignore_label=255, class_weights=None, label_smoothing=0.0, name="cross_entropy"):
-        super().__init__(name=name, reduction=None)
-        self.ignore_label = ignore_label
-        self.class_weights = None if class_weights is None else tuple(float(weight) for weight in class_weights)
-        self.label_smoothing = label_smoothing
+        super().__init__(name, ignore_label, class_weights, label_smoothing=label_smoothing)
 
-    def call(self, y_true, y_pred):
-        return cross_entropy(y_true, y_pred, self.ignore_label, self.class_weights, self.label_smoothing)
 
-    def get_config(self):
-        return {
-            "name": self.name,
-            "ignore_label": self.ignore_label,
-            "class_weights": self.class_weights,
-            "label_smoothing": self.label_smoothing,
-        }
+@keras.saving.register_keras_serializable("detseg")
+class Focal(_SegmentationLoss):
+    """`pixel_losses.focal` as a Keras loss."""
+
+    function = staticmethod(pixel_losses.focal)
+
+    def __init__(self, ignore_label=255, class_weights=None, gamma=2.0, name="focal"):
+        super().__init__(name, ignore_label, class_weights, gamma=gamma)
+
+
+@keras.saving.register_keras_serializable("detseg")
+class OHEM(_SegmentationLoss):
+    """`pixel_losses.ohem` as a Keras loss."""
+
+    function = staticmethod(pixel_losses.ohem)
+
+    def __init__(self, ignore_label=255, class_weights=None, threshold=0.7, min_kept_fraction=0.0625, name="ohem"):
+        super().__init__(name, ignore_label, class_weights, threshold=threshold, min_kept_fraction=min_kept_fraction)
+
+
+@keras.saving.register_keras_serializable("detseg")
+class Dice(_SegmentationLoss):
+    """`region_losses.dice` as a Keras loss."""
+
+    function = staticmethod(region_losses.dice)
+
+    def __init__(
+        self,
+        ignore_label=255,
+        class_weights=None,
+        classes="present",
+        per_image=False,
+        smooth=0.0,
+        exponent=1,
+        name="dice",
+    ):
+        options = {"classes": classes, "per_image": per_image, "smooth": smooth, "exponent": exponent}
+        super().__init__(name, ignore_label, class_weights, **options)
+
+
+@keras.saving.register_keras_serializable("detseg")
+class Tversky(_SegmentationLoss):
+    """`region_losses.tversky` as a Keras loss."""
+
+    function = staticmethod(region_losses.tversky)
+
+    def __init__(
+        self,
+        ignore_label=255,
+        class_weights=None,
+        classes="present",
+        per_image=False,
+        alpha=0.3,
+        beta=0.7,
+        gamma=1.0,
+        smooth=0.0,
+        name="tversky",
+    ):
+        options = {"classes": classes, "per_image": per_image, "smooth": smooth}
+        super().__init__(name, ignore_label, class_weights, alpha=alpha, beta=beta, gamma=gamma, **options)
+
+
+@keras.saving.register_keras_serializable("detseg")
+class LovaszSoftmax(_SegmentationLoss):
+    """`region_losses.lovasz_softmax` as a Keras loss."""
+
+    function = staticmethod(region_losses.lovasz_softmax)
+
+    def __init__(self, ignore_label=255, class_weights=None, classes="present", per_image=False, name="lovasz_softmax"):
+        super().__init__(name, ignore_label, class_weights, classes=classes, per_image=per_image)
+
+
+LOSSES = {
+    "cross_entropy": CrossEntropy,
+    "focal": Focal,
+    "ohem": OHEM,
+    "dice": Dice,
+    "tversky": Tversky,
+    "lovasz_softmax": LovaszSoftmax,
+}
 
 
 @keras.saving.register_keras_serializable("detseg")

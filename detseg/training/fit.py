@@ -7,6 +7,7 @@ import keras
 
 from detseg.data.datasets import check_classes, create_dataset
 from detseg.data.loader import SampleStream, load_batches
+from detseg.data.sampling import describe_repeats, image_repeat_factors
 from detseg.data.validate import scan_split
 from detseg.errors import UserError
 from detseg.tasks import create_task
@@ -43,9 +44,9 @@ def train(config, run, resume=False):
         check_classes(train_set, folder.read_classes(), folder.path)
     if val_set is not None:
         check_classes(val_set, train_set.classes, "data.train")
-    prepare = task.create_preparation()
     scan = scan_split(train_set)
     task.check_training_data(scan)
+    prepare = task.create_preparation(scan)
     if val_set is not None:
         scan_split(val_set)
 
@@ -55,8 +56,12 @@ def train(config, run, resume=False):
     model, backbone = task.create_model(pretrained=not resume)
     if config.train.initial_weights is not None and not resume:
         _take_over_weights(model, config.train.initial_weights)
-    steps_per_epoch = config.train.steps_per_epoch or max(1, len(train_set) // config.train.batch_size)
-    _compile(model, backbone, loss, config, steps_per_epoch)
+    batch_size, sampling = config.train.batch_size, config.train.sampling
+    repeat_factors = image_repeat_factors(scan.class_presence, sampling.threshold if sampling else 0.0)
+    steps_per_epoch = config.train.steps_per_epoch or max(1, int(repeat_factors.sum()) // batch_size)
+    length = config.train.epochs * steps_per_epoch * batch_size
+    stream = SampleStream(train_set, prepare, config.seed, length, repeat_factors)
+    compile_model(model, backbone, loss, config, steps_per_epoch)
     progress = {"epoch": 0, "best": None}
     if resume:
         progress = restore_state(folder.state, model)
@@ -68,17 +73,17 @@ def train(config, run, resume=False):
             "%s: %d training images, %s validation images, %d classes, %d parameters",
             *(folder.path, len(train_set), len(val_set) if val_set else "no", len(task.classes), model.count_params()),
         )
-        _fit(task, model, config, folder, train_set, val_set, prepare, steps_per_epoch, progress)
+        if sampling is not None:
+            logger.info(describe_repeats(scan.class_presence, sampling.threshold, task.classes))
+        _fit(task, model, config, folder, stream, val_set, steps_per_epoch, progress)
     return folder
 
 
-def _fit(task, model, config, folder, train_set, val_set, prepare, steps_per_epoch, progress):
+def _fit(task, model, config, folder, stream, val_set, steps_per_epoch, progress):
     settings = config.train
     start = progress["epoch"] * steps_per_epoch * settings.batch_size
-    length = settings.epochs * steps_per_epoch * settings.batch_size
-    if start >= length:
+    if start >= len(stream):
         raise UserError(f"{folder.path}: all {settings.epochs} epochs are done; raise train.epochs to go on")
-    stream = SampleStream(train_set, prepare, config.seed, length)
     validate = None
     if val_set is not None:
         validate = Validate(task, model, val_set, folder.best_weights, settings, settings.epochs, best=progress["best"])
@@ -112,7 +117,8 @@ def _fit(task, model, config, folder, train_set, val_set, prepare, steps_per_epo
         )
 
 
-def _compile(model, backbone, loss, config, steps_per_epoch):
+def compile_model(model, backbone, loss, config, steps_per_epoch):
+    """Compiles a model of `create_task(config, ...)` with the loss, optimizer and schedule of its config."""
     settings = config.train
     backbone_variables = {id(variable) for variable in backbone.model.trainable_variables}
 

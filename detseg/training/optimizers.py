@@ -3,9 +3,44 @@
 import keras
 from keras import ops
 
+
+class SGD(keras.optimizers.SGD):
+    """keras.optimizers.SGD: same arguments and results; its momentum is one kernel on TensorFlow."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        if self.momentum == 0 or not _has_fused_momentum():
+            super().update_step(gradient, variable, learning_rate)
+            return
+        accumulator = self.momentums[self._get_variable_index(variable)]
+        _apply_momentum(variable, accumulator, gradient, learning_rate, self.momentum, self.nesterov)
+
+
+def _has_fused_momentum():
+    """On TensorFlow; several replicas' variables have no handle of their own."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.distribute.has_strategy()
+
+
+def _apply_momentum(variable, accumulator, gradient, learning_rate, momentum, nesterov):
+    """accumulator = momentum * accumulator - learning_rate * gradient; variable += accumulator, both in place."""
+    import tensorflow as tf
+
+    tf.raw_ops.ResourceApplyKerasMomentum(
+        var=variable.handle,  # Keras hands TensorFlow's own variable here
+        accum=accumulator.value.handle,
+        lr=tf.cast(learning_rate, variable.dtype),
+        grad=tf.cast(gradient, variable.dtype),
+        momentum=tf.cast(momentum, variable.dtype),
+        use_nesterov=nesterov,
+    )
+
+
 # Config name -> (class, the config's keys that are its own arguments). adamw is adam here: decay is ours for all.
 OPTIMIZERS = {
-    "sgd": (keras.optimizers.SGD, ("momentum", "nesterov")),
+    "sgd": (SGD, ("momentum", "nesterov")),
     "adagrad": (keras.optimizers.Adagrad, ("initial_accumulator_value", "epsilon")),
     "adadelta": (keras.optimizers.Adadelta, ("rho", "epsilon")),
     "rmsprop": (keras.optimizers.RMSprop, ("rho", "momentum", "epsilon", "centered")),

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -21,13 +22,17 @@ def labelled_ramp(height=48, width=64, channels=3):
     return Sample(image=image, name="ramp", path=Path("ramp.png"), label_map=label_map)
 
 
-def augment(items, sample, seed=0):
-    return create_augmentation(items, ignore_label=255)(sample, np.random.default_rng(seed))
+CLASS_PIXELS = np.arange(1, 49)  # of the ramp's 48 labels in some training split
+
+
+def augment(items, sample, seed=0, class_pixels=CLASS_PIXELS):
+    return create_augmentation(items, 255, class_pixels)(sample, np.random.default_rng(seed))
 
 
 ALL_PRESETS = [
     ScaleJitter(low=0.5, high=2.0),
-    RandomCrop(height=40, width=56),
+    RandomCrop(size=(40, 56)),
+    RandomCrop(size=(36, 50), rare_classes=0.5, max_class_share=0.1),
     Flip(direction="both"),
     ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03),
     Resize(height=32, width=24),
@@ -38,7 +43,7 @@ ALL_PRESETS = [
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=10, deadline=None)
 def test_the_result_is_a_function_of_the_seed_only(seed):
-    chain = create_augmentation(ALL_PRESETS, ignore_label=255)
+    chain = create_augmentation(ALL_PRESETS, 255, CLASS_PIXELS)
     first = chain(labelled_ramp(), np.random.default_rng(seed))
     chain(labelled_ramp(), np.random.default_rng(1))  # whatever came between
     np.random.seed(0)  # noqa: NPY002 - the global state has no say
@@ -61,7 +66,7 @@ def test_the_input_sample_is_left_alone():
 @given(st.integers(0, 2**32 - 1), st.integers(1, 100), st.integers(1, 100))
 @settings(max_examples=100, deadline=None)
 def test_random_crop_keeps_image_and_labels_together_and_ignores_its_padding(seed, height, width):
-    result = augment([RandomCrop(height=height, width=width)], labelled_ramp(), seed)
+    result = augment([RandomCrop(size=(height, width))], labelled_ramp(), seed)
     assert result.image.shape == (height, width, 3)
     assert result.label_map.shape == (height, width)
     inside = result.label_map != 255
@@ -73,9 +78,98 @@ def test_random_crop_keeps_image_and_labels_together_and_ignores_its_padding(see
 def test_random_crop_reaches_every_place():
     starts = set()
     for seed in range(100):
-        result = augment([RandomCrop(height=46, width=64)], labelled_ramp(), seed)
+        result = augment([RandomCrop(size=(46, 64))], labelled_ramp(), seed)
         starts.add(int((result.label_map[:, 0] == 0).sum()))
     assert starts == {6, 7, 8}
+
+
+def labelled(label_map):
+    label_map = np.asarray(label_map, np.uint8)
+    image = np.repeat(label_map[..., None], 3, axis=-1)
+    return Sample(image=image, name="labelled", path=Path("labelled.png"), label_map=label_map)
+
+
+def single_pixel(row, column, height=30, width=40):
+    """Class 0 with one pixel of class 1."""
+    label_map = np.zeros((height, width), np.uint8)
+    label_map[row, column] = 1
+    return labelled(label_map)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 29), st.integers(0, 39), st.integers(1, 50), st.integers(1, 50))
+@settings(max_examples=100, deadline=None)
+def test_a_crop_for_a_rare_class_has_its_pixel_wherever_it_lies(seed, row, column, height, width):
+    item = RandomCrop(size=(height, width), rare_classes=1.0)
+    result = augment([item], single_pixel(row, column), seed, class_pixels=np.array([0, 10]))
+    assert (result.label_map == 1).sum() == 1
+    np.testing.assert_array_equal(result.image[..., 0] == 1, result.label_map == 1)
+    assert (result.label_map != 255).sum() == min(height, 30) * min(width, 40)
+
+
+def test_a_crop_for_a_rare_class_has_its_pixel_anywhere_in_it():
+    item = RandomCrop(size=(3, 2), rare_classes=1.0)
+    places = {
+        tuple(np.argwhere(augment([item], single_pixel(9, 9), seed, np.array([0, 1])).label_map == 1)[0].tolist())
+        for seed in range(100)
+    }
+    assert places == {(row, column) for row in range(3) for column in range(2)}
+
+
+def test_rare_classes_are_drawn_by_the_inverse_of_their_pixels_in_the_split():
+    # Windows of one pixel: p = (1/60, 1/30, 1/10) / (1/60 + 1/30 + 1/10) = (1/9, 2/9, 6/9); class 3 isn't in the image.
+    sample = labelled([[0] * 8 + [1] * 3 + [2, 255]])
+    item = RandomCrop(size=(1, 1), rare_classes=1.0)
+    chain = create_augmentation([item], 255, np.array([60, 30, 10, 1]))
+    drawn = [int(chain(sample, np.random.default_rng(seed)).label_map[0, 0]) for seed in range(3000)]
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 3000, [1 / 9, 2 / 9, 6 / 9, 0], atol=0.03)
+
+
+def test_crops_for_rare_classes_are_as_many_as_asked_for():
+    item = RandomCrop(size=(1, 1), rare_classes=0.25)
+    chain = create_augmentation([item], 255, np.array([10**9, 1]))
+    sample = single_pixel(0, 0)
+    found = sum(int(chain(sample, np.random.default_rng(seed)).label_map[0, 0]) for seed in range(2000))
+    assert abs(found / 2000 - 0.25) < 0.04
+
+
+def test_an_image_without_any_class_is_cropped_anywhere():
+    sample = labelled(np.full((30, 40), 255))
+    item = RandomCrop(size=(20, 20), rare_classes=1.0)
+    image = np.arange(30 * 40 * 3).reshape(30, 40, 3).astype(np.uint8)
+    sample = dataclasses.replace(sample, image=image)
+    starts = {tuple(augment([item], sample, seed, np.array([5, 5])).image[0, 0].tolist()) for seed in range(50)}
+    assert len(starts) > 20
+
+
+def test_ignored_pixels_are_no_class_even_where_their_label_is_among_the_classes():
+    sample = labelled([[0] * 9 + [1]])
+    chain = create_augmentation([RandomCrop(size=(1, 1), rare_classes=1.0)], 0, np.array([0, 7]))
+    assert all(chain(sample, np.random.default_rng(seed)).label_map[0, 0] == 1 for seed in range(20))
+
+
+def test_a_crop_that_asks_for_nothing_more_is_the_plain_one():
+    for seed in range(20):
+        plain = augment([RandomCrop(size=(30, 30))], labelled_ramp(), seed)
+        rng = np.random.default_rng(seed)
+        row, column = rng.integers(0, 19), rng.integers(0, 35)  # nothing else is drawn: the crops of older runs stay
+        np.testing.assert_array_equal(plain.label_map, labelled_ramp().label_map[row:, column:][:30, :30])
+
+
+def test_crops_avoid_a_class_that_fills_them_where_they_can():
+    label_map = np.zeros((20, 100), np.uint8)
+    label_map[:, 70:] = 1  # a window at column 55 to 65, 11 of 81 places, has at least a quarter of each class
+    share = [
+        (augment([RandomCrop(size=(20, 20), max_class_share=0.75)], labelled(label_map), seed).label_map == 0).mean()
+        for seed in range(200)
+    ]
+    kept = np.mean([0.25 <= value <= 0.75 for value in share])
+    np.testing.assert_allclose(kept, 1 - (70 / 81) ** 10, atol=0.09)
+
+
+def test_crops_of_one_class_or_none_end_after_their_tries():
+    for label in (3, 255):
+        item = RandomCrop(size=(8, 8), max_class_share=0.5)
+        assert (augment([item], labelled(np.full((20, 20), label))).label_map == label).all()
 
 
 def test_flips_move_image_and_labels_together_in_half_of_the_cases():

@@ -5,6 +5,7 @@ import pytest
 
 from detseg.data.loader import SampleStream, load_batches, read_in_order
 from detseg.data.sample import Sample
+from detseg.data.sampling import image_repeat_factors
 from detseg.errors import UserError
 
 
@@ -28,8 +29,8 @@ def prepare(sample, rng):
     return sample.image, np.full(1, rng.integers(1000))
 
 
-def batches(workers, start=0, seed=5, length=21):
-    stream = SampleStream(Numbers(), prepare, seed, length)
+def batches(workers, start=0, seed=5, length=21, repeat_factors=None):
+    stream = SampleStream(Numbers(), prepare, seed, length, repeat_factors)
     return [
         (images[:, 0, 0, 0].tolist(), noise[:, 0].tolist()) for images, noise in load_batches(stream, 3, workers, start)
     ]
@@ -55,8 +56,29 @@ def test_a_stream_taken_up_in_the_middle_goes_on_as_the_whole_one():
     assert batches(2, start=9) == batches(2)[3:]
 
 
+def test_images_that_come_more_than_once_do_so_for_any_threads_and_start():
+    factors = [1, 2.5, 1, 1.5, 3, 1, 1.2]
+    whole = batches(0, length=60, repeat_factors=factors)
+    assert batches(1, length=60, repeat_factors=factors) == batches(4, length=60, repeat_factors=factors) == whole
+    assert batches(2, start=33, length=60, repeat_factors=factors) == whole[11:]
+    visited = [index for images, _ in whole for index in images]
+    assert visited.count(4) > visited.count(0)
+
+
+def test_repetitions_of_an_image_in_a_pass_are_augmented_differently():
+    noise = [n for _, ns in batches(0, length=12, repeat_factors=[1, 1, 1, 1, 1, 1, 6]) for n in ns]
+    assert len(set(noise)) == 12
+
+
+def test_without_repeated_classes_the_stream_is_the_plain_one_to_the_bit():
+    presence = np.arange(14).reshape(7, 2) % 3 > 0
+    assert batches(2, repeat_factors=image_repeat_factors(presence, threshold=1e-9)) == batches(2)
+    index = np.random.default_rng((5, 0)).permutation(7)[0]
+    assert batches(0)[0][1][0] == np.random.default_rng((5, 0, index)).integers(1000)
+
+
 def test_names_of_a_batch_are_those_of_its_images():
-    stream = SampleStream(Numbers(), prepare, 5, 21)
+    stream = SampleStream(Numbers(), prepare, 5, 21, repeat_factors=[1, 2, 1, 1.5, 1, 1, 1])
     images = [images[:, 0, 0, 0].tolist() for images, _ in load_batches(stream, 3, 2)]
     for step, indices in enumerate(images):
         assert stream.names(step * 3, 3) == [f"image{index}" for index in indices]

@@ -63,6 +63,7 @@ def test_pixels_are_counted_by_hand(root):
     assert result.image_sizes == ((2, 3), (2, 3), (4, 2))
     assert result.class_pixels.tolist() == [4 + 3, 2 + 8, 0]
     assert result.class_image_pixels.tolist() == [6 + 3, 6 + 8, 0]
+    assert result.class_presence.tolist() == [[True, True, False], [True, False, False], [False, True, False]]
     assert result.ignored_pixels == 3
 
 
@@ -99,9 +100,9 @@ def test_a_second_scan_reads_no_image(root, reads):
     assert len(reads) == 6
     assert second.image_sizes == first.image_sizes
     assert second.ignored_pixels == first.ignored_pixels
-    for field in ("class_pixels", "class_image_pixels"):
+    for field, dtype in {"class_pixels": np.int64, "class_image_pixels": np.int64, "class_presence": bool}.items():
         np.testing.assert_array_equal(getattr(second, field), getattr(first, field))
-        assert getattr(second, field).dtype == getattr(first, field).dtype == np.int64
+        assert getattr(second, field).dtype == getattr(first, field).dtype == dtype
 
 
 def test_a_changed_file_is_noticed(root, reads):
@@ -138,10 +139,14 @@ def test_changed_settings_are_noticed(root, reads, change):
 def test_a_damaged_cache_is_read_over(root, reads, damage):
     expected = scan(root)
     (cached,) = (root / "cache/scans").iterdir()
-    for text in (damage, json.dumps({**json.loads(cached.read_text()), "class_pixels": [1]})):
+    content = json.loads(cached.read_text())
+    for text in (
+        damage,
+        *(json.dumps({**content, **wrong}) for wrong in ({"class_pixels": [1]}, {"image_classes": [[0], [1], [3]]})),
+    ):
         cached.write_text(text)
         np.testing.assert_array_equal(scan(root).class_pixels, expected.class_pixels)
-    assert len(reads) == 18
+    assert len(reads) == 24
     assert json.loads(cached.read_text())["class_pixels"] == expected.class_pixels.tolist()
 
 

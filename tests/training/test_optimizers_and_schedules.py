@@ -42,6 +42,30 @@ def test_every_optimizer_without_decay_equals_keras_own(name):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_fused_momentum_equals_keras_sgd(nesterov):
+    import tensorflow as tf
+
+    ours = create_optimizer(config_of("sgd", momentum=0.9, nesterov=nesterov), 0.1)
+    theirs = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=nesterov)
+    first, second = kernel_and_bias(), kernel_and_bias()
+    for optimizer, variables in ((ours, first), (theirs, second)):
+        optimizer.build(variables)
+    gradients = [tf.constant(np.random.default_rng(0).normal(size=shape), "float32") for shape in ((2, 2), (2,))]
+
+    @tf.function
+    def steps():
+        for _ in range(3):
+            ours.apply(gradients, first)
+            theirs.apply(gradients, second)
+
+    steps()
+    names = {operation.type for operation in steps.get_concrete_function().graph.get_operations()}
+    assert "ResourceApplyKerasMomentum" in names
+    for mine, other in zip([*first, *ours.variables], [*second, *theirs.variables], strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-6)
+
+
 def test_adamw_equals_keras_adamw_up_to_rounding():
     config = config_of("adamw", weight_decay=0.01)
     theirs = keras.optimizers.AdamW(learning_rate=0.1, weight_decay=0.01)

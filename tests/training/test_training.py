@@ -6,6 +6,9 @@ import keras
 import numpy as np
 import pytest
 
+from detseg.data.datasets import create_dataset
+from detseg.data.sampling import image_repeat_factors
+from detseg.data.validate import scan_split
 from detseg.errors import UserError
 from detseg.training import fit
 from detseg.training.callbacks import averaged_weights
@@ -47,11 +50,15 @@ def test_two_runs_of_one_config_give_the_same_history(quick_config, trained_run,
     assert history_of(tmp_path / "again") == history_of(trained_run)
 
 
+RARE_CLASSES = [
+    "train.sampling={name: repeat_factor, threshold: 0.9}",
+    "augmentation.1.random_crop={size: [64, 64], rare_classes: 0.5, max_class_share: 0.75}",
+]
 WITH_NORMS = ["model.backbone=mobilenet", "model.alpha=0.25", "model.head_channels=null"]
 
 
 @pytest.mark.parametrize(
-    "extra", [[], [*WITH_NORMS, "train.optimizer={name: adam, learning_rate: 0.01}", "train.ema=0.9"]]
+    "extra", [[], [*WITH_NORMS, "train.optimizer={name: adam, learning_rate: 0.01}", "train.ema=0.9", *RARE_CLASSES]]
 )
 def test_resumed_run_equals_uninterrupted_run(quick_config, tmp_path, monkeypatch, extra):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -214,6 +221,20 @@ def test_early_stopping_ends_the_run(quick_config, tmp_path):
     assert len(scores) < 30
     assert scores[-1] <= max(scores[:-1]), "the last epoch brought nothing"
     assert all(score > max(scores[:index]) for index, score in enumerate(scores[:-1]) if index), "all others did"
+
+
+def test_repeat_factors_lengthen_the_pass_and_are_logged(shapes_root, quick_config, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(fit, "_fit", lambda *arguments: calls.append(arguments))
+    config = quick_config(*RARE_CLASSES, "train.batch_size=2")
+    folder = train(config, tmp_path / "run")
+    scan = scan_split(create_dataset(config.data, "train"))
+    steps_per_epoch = int(image_repeat_factors(scan.class_presence, 0.9).sum()) // 2
+    assert steps_per_epoch > 12 // 2
+    (*_, stream, _, steps, _) = calls[0]
+    assert steps == steps_per_epoch
+    assert len(stream) == 2 * 2 * steps_per_epoch
+    assert "repeat factors: " in folder.log.read_text()
 
 
 def test_median_frequency_weights_are_computed_once_and_kept_in_the_run(quick_config, tmp_path):

@@ -1,0 +1,138 @@
+"""Our side of a benchmark, in a process of its own: builds a model, then measures a round for each line of stdin.
+
+The protocol is that of detseg/benchmark.py. tools/torch_twin.py is the same in torch.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from detseg.config import Config
+from detseg.errors import UserError
+from detseg.tasks import create_task
+from detseg.training.fit import compile_model
+from detseg.training.run_folder import accelerators, describe_environment
+
+STEPS_PER_EPOCH = 1000  # keeps every schedule away from its end
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print must not come between the answers
+    job = json.loads(sys.stdin.readline())
+    try:
+        model, measure = MEASURES[job["measure"]](job, Config.model_validate(job["config"]))
+        measure(1)  # compiles
+        seconds, _ = measure(2)
+    except UserError as error:
+        print(json.dumps({"error": str(error)}), file=answers)
+        return
+    print(json.dumps(_facts(model) | {"step_seconds": seconds / 2}), file=answers)
+    for line in sys.stdin:
+        seconds, loss = measure(json.loads(line)["steps"])
+        print(json.dumps({"seconds": seconds, "peak_memory": peak_memory(), "loss": loss}), file=answers)
+
+
+# ----- what can be measured: job, Config -> (model, function steps -> (seconds, loss or None)) -----------------------
+
+
+def train_step(job, config):
+    """Steps of keras' fit over one batch, given again and again, from the end of an unmeasured first step on.
+
+    fit, because that is what users get; its start, some 30 ms a call, is no part of a step.
+    """
+    import tensorflow as tf
+
+    task, model, backbone = _create_model(job, config)
+    loss = task.create_loss(dict.fromkeys(task.classes, 1.0))  # in place of weights counted on data
+    compile_model(model, backbone, loss, config, STEPS_PER_EPOCH)
+    batches = tf.data.Dataset.from_tensors(random_batch(job, config)).repeat()
+
+    def measure(steps):
+        stopwatch = Stopwatch()
+        model.fit(batches, steps_per_epoch=1 + steps, callbacks=[stopwatch], shuffle=False, verbose=0)
+        return stopwatch.seconds, stopwatch.loss
+
+    return model, measure
+
+
+class Stopwatch(keras.callbacks.Callback):
+    """Seconds from the end of the first batch to that of the last. Reads each loss, as training does, and so waits for
+    the device."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.loss = float(logs["loss"])
+        if batch == 0:
+            self._start = time.perf_counter()
+        self.seconds = time.perf_counter() - self._start
+
+
+def inference(job, config):
+    """One image after the other from array to label map, as prediction does it."""
+    task, model, _ = _create_model(job, config)
+    predict = task.create_inference(model)
+    image = random_batch(job, config)[0][0]
+
+    def measure(steps):
+        predict(image)
+        start = time.perf_counter()
+        for _ in range(steps):
+            predict(image)
+        return time.perf_counter() - start, None
+
+    return model, measure
+
+
+MEASURES = {"train-step": train_step, "inference": inference}
+
+
+def _create_model(job, config):
+    keras.utils.set_random_seed(config.seed)
+    keras.config.set_dtype_policy(config.train.precision)
+    task = create_task(config, [f"class {index}" for index in range(job["classes"])])
+    return task, *task.create_model(pretrained=False)
+
+
+def random_batch(job, config):
+    """uint8 images (B, H, W, C) and label maps (B, H, W)."""
+    rng = np.random.default_rng(config.seed)
+    shape = (job["batch_size"], *job["size"])
+    images = rng.integers(0, 256, (*shape, config.data.channels), dtype=np.uint8)
+    return images, rng.integers(0, job["classes"], shape, dtype=np.uint8)
+
+
+# ----- facts ---------------------------------------------------------------------------------------------------------
+
+
+def _facts(model):
+    environment = describe_environment()
+    backend = environment["keras_backend"]
+    versions = {name: environment["packages"][name] for name in ("keras", backend)}
+    return {
+        "parameters": sum(int(np.prod(variable.shape)) for variable in model.trainable_variables),
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "device": ", ".join(accelerators()) or "cpu",
+        "versions": {"detseg": environment["detseg"], **versions},
+        "environment": environment,
+    }
+
+
+def peak_memory():
+    """The most memory that this process has had resident, in bytes; None where the system has no /proc.
+
+    (getrusage's ru_maxrss can hold the peak of the process that started this one.)
+    """
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()

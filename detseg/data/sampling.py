@@ -1,0 +1,78 @@
+"""Which image of a split comes when: passes in random order, in which images with rare classes come more than once."""
+
+import functools
+
+import numpy as np
+
+
+def class_repeat_factors(class_presence, threshold):
+    """How often the images of each class come in a pass (Gupta et al., LVIS, CVPR 2019, repeat factor sampling).
+
+    class_presence:  bool (N, K), whether image n has a pixel of class k.
+    threshold:       t, the share of images below which a class is repeated; 0: none is.
+    Returns          float64 (K,): r_c = max(1, sqrt(t / f_c)), f_c being the share of images with the class. A class
+                     that no image has gets 1.
+    """
+    frequency = class_presence.mean(axis=0)  # (K,)
+    frequency[frequency == 0] = 1
+    return np.maximum(1, np.sqrt(threshold / frequency))
+
+
+def image_repeat_factors(class_presence, threshold):
+    """How often each image comes in a pass: as often as the rarest of its classes, max r_c; once if it has none.
+
+    Returns     float64 (N,), each >= 1. See `class_repeat_factors` for the rest.
+    """
+    return np.max(class_repeat_factors(class_presence, threshold) * class_presence, axis=1, initial=1)
+
+
+def describe_repeats(class_presence, threshold, classes):
+    """One line of text: what repeat factor sampling does to a split with these class names."""
+    factors = class_repeat_factors(class_presence, threshold)
+    count, pass_length = len(class_presence), image_repeat_factors(class_presence, threshold).sum()
+    repeated = [k for k in np.argsort(-factors) if factors[k] > 1]
+    if not repeated:
+        return f"repeat factors: every class that occurs is in at least {threshold:g} of the images: none is repeated"
+    shares = class_presence.mean(axis=0)
+    listed = ", ".join(f"{classes[k]} x{factors[k]:.2f} ({shares[k]:.1%} of the images)" for k in repeated)
+    return f"repeat factors: {listed}; a pass over {count} images has {pass_length:.0f} on average"
+
+
+class Passes:
+    """The order of images over a whole training: pass after pass, each shuffled for itself.
+
+    In a pass an image with repeat factor r comes floor(r) times, and once more with the probability of r's fraction.
+    What `at` says depends on the seed, the factors and the position only, never on what was asked before.
+    """
+
+    def __init__(self, repeat_factors, seed, length):
+        """repeat_factors: float (N,), each >= 1. length: positions that will be asked for."""
+        self._factors = np.asarray(repeat_factors)
+        self._seed = seed
+        self._shuffled = functools.lru_cache(maxsize=8)(self._shuffled)
+        most = length // len(self._factors) + 1  # a pass has at least N positions
+        self._starts = np.cumsum([0] + [self._repeats(number).sum() for number in range(most)])
+
+    def at(self, position):
+        """(index of the image, number of the pass, times that the image came before in this pass) at a position."""
+        number = int(np.searchsorted(self._starts, position, side="right")) - 1
+        indices, times_before = self._shuffled(number)
+        offset = position - self._starts[number]
+        return indices[offset], number, times_before[offset]
+
+    def _repeats(self, number):
+        """int (N,): how often each image comes in this pass."""
+        (rng,) = self._rng(number).spawn(1)
+        whole = np.floor(self._factors).astype(int)
+        return whole + (rng.random(len(whole)) < self._factors - whole)
+
+    def _shuffled(self, number):
+        """Two int arrays over the positions of a pass: indices of images, and how often each came before."""
+        repeats = self._repeats(number)
+        indices = np.repeat(np.arange(len(repeats)), repeats)
+        times_before = np.arange(len(indices)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+        order = self._rng(number).permutation(len(indices))
+        return indices[order], times_before[order]
+
+    def _rng(self, number):
+        return np.random.default_rng((self._seed, number))

@@ -1,0 +1,54 @@
+"""Every segmentation model trains on every backbone, comes back from its file to the bit, and takes any image."""
+
+import keras
+import numpy as np
+import pytest
+
+from detseg.backbones import BACKBONES, create_backbone
+from detseg.segmentation.deeplabv3 import create_deeplabv3
+from detseg.segmentation.fcn import create_fcn
+from detseg.segmentation.losses import CrossEntropy
+
+CLASSES = 3
+
+
+def small_backbone(name, **arguments):
+    return create_backbone(name, alpha=0.125, **arguments)
+
+
+def pictures(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape).astype("uint8")
+
+
+def train_one_step(model, images):
+    labels = np.random.default_rng(1).integers(0, CLASSES, images.shape[:3]).astype("uint8")
+    model.compile(optimizer=keras.optimizers.SGD(0.01), loss=CrossEntropy(), jit_compile=False)
+    loss = float(model.train_on_batch(images, labels))
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+    return loss
+
+
+DEEP = ("resnet101", "resnet152", "resnet101v2", "resnet152v2")  # the blocks of resnet50 and 50v2, more of them
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in DEEP else n for n in BACKBONES])
+def test_fcn8s_trains_and_is_saved_and_loaded_to_the_bit(name, tmp_path):
+    model = create_fcn("fcn8s", small_backbone(name), CLASSES, dropout=0.0)
+    loss = train_one_step(model, pictures(2, 64, 64, 3))
+    assert np.isclose(loss, np.log(CLASSES), atol=1e-5), "score layers start at zero"
+    for stride in (32, 16, 8):
+        assert np.array(model.get_layer(f"score{stride}").kernel).any(), "and move"
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    images = pictures(1, 50, 70, 3, seed=2)
+    np.testing.assert_array_equal(np.array(model(images)), np.array(loaded(images)))
+    assert model(images).shape == (1, 50, 70, CLASSES)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet18", "mobilenetv3_small", "xception"])
+def test_deeplabv3plus_trains_on_one_of_each_family(name):
+    backbone = small_backbone(name, output_stride=16)
+    model = create_deeplabv3(backbone, CLASSES, aspp_channels=8, decoder=(8, 4), separable=True)
+    before = np.array(model.get_layer("logits_conv").kernel)
+    assert np.isfinite(train_one_step(model, pictures(2, 64, 64, 3)))
+    assert (np.array(model.get_layer("logits_conv").kernel) != before).all()
