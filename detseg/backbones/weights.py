@@ -56,6 +56,8 @@ def load_weights(backbone, weights, alpha=1.0, variant=None):
         values, problems = {}, []
         for layer in targets:
             arrays = layers.get(layer.name)
+            if not arrays and isinstance(layer, keras.layers.PReLU):
+                continue  # put in place of the relus that the weights were trained with: starts at its own slope
             if arrays is None:
                 problems.append(f"{layer.name}: missing in the file")
                 continue
@@ -68,8 +70,8 @@ def load_weights(backbone, weights, alpha=1.0, variant=None):
         if problems:
             raise UserError(_mismatch_message(weights, backbone, problems, len(targets)))
         values = {name: [np.asarray(array) for array in arrays] for name, arrays in values.items()}
-        for layer in targets:
-            layer.set_weights(values[layer.name])
+        for name, arrays in values.items():
+            backbone.model.get_layer(name).set_weights(arrays)
         return tuple(name for name, arrays in layers.items() if arrays and name not in values)
 
 

@@ -220,3 +220,15 @@ def test_no_dense_layers_where_there_are_none(tmp_path):
     assert dense_weights(dense_file(tmp_path / "other.h5", kernel_shape=(512, 4096)), "vgg16") is None
     assert dense_weights(None, "vgg16") is None
     assert dense_weights("imagenet", "mobilenet") is None
+
+
+def test_learned_activations_keep_their_first_slopes_where_the_file_has_plain_relus(tmp_path):
+    source = numbered(small())
+    source.model.save_weights(tmp_path / "relu.weights.h5")
+    ours = small(activation="prelu", weights=tmp_path / "relu.weights.h5")
+    for layer in ours.model.layers:
+        if isinstance(layer, keras.layers.PReLU):
+            np.testing.assert_array_equal(layer.get_weights()[0], np.float32(0.25))
+        elif layer.weights:
+            for mine, other in zip(layer.get_weights(), source.model.get_layer(layer.name).get_weights(), strict=True):
+                np.testing.assert_array_equal(mine, other)
