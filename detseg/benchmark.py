@@ -58,6 +58,8 @@ def create_job(measure, config_file, overrides=(), size=(256, 256), batch_size=N
     classes:     int, number of classes: no data set is read.
     """
     config = load_config(config_file, [*overrides, "data.resize=null"])  # images have `size` already
+    if not 2 <= classes <= 255:
+        raise UserError(f"--classes {classes}: expected 2 to 255")
     if measure == "inference" and batch_size not in (None, 1):
         raise UserError(f"--batch-size {batch_size}: inference takes one image at a time, as predict does")
     return {

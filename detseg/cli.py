@@ -119,10 +119,9 @@ def _add_set(command):
 
 
 def _positive(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
 
 
 def _train(options):
@@ -157,6 +156,7 @@ def _evaluate(options):
     scan_split(dataset)
     result = evaluate(predictor.task, predictor.inference(tta=options.tta), dataset, progress=options.split)
     default_name = f"{options.split}_tta" if options.tta else options.split
+    result |= {"tta": options.tta, "overrides": options.overrides}
     path = predictor.folder.evaluation / f"{options.name or default_name}.json"
     write_evaluation(path, result)
     print(predictor.task.format_scores(result))

@@ -174,8 +174,20 @@ class SegmentationTask:
         Warns where that size is too small for the model's atrous rates.
         """
         size = self._training_size(scan)
-        if size is not None and not isinstance(self.config.model, schema.FCNModel):
+        if isinstance(self.config.model, schema.FCNModel):
+            return
+        self._check_image_pooling()
+        if size is not None:
             self._check_atrous_rates(size)
+
+    def _check_image_pooling(self):
+        """Batch norm of one value, the mean over one image, has no variance to learn."""
+        settings = self.config.model
+        if self.config.train.batch_size == 1 and settings.image_pooling and settings.norm != "group":
+            raise UserError(
+                "train.batch_size: 1 image gives the batch norm behind image pooling a single value a channel; take "
+                "2 or more, or model.norm: group, or model.image_pooling: false"
+            )
 
     def _check_atrous_rates(self, size):
         settings = self.config.model

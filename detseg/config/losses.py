@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, Tag
+from pydantic import AfterValidator, Field, Tag, model_validator
 
 from detseg.config.fields import Fraction, NotEmpty, NotNegative, Positive, Section, Several, written_as
 
@@ -88,6 +88,12 @@ class Tversky(_RegionLoss):
         description="Focal Tversky loss (Abraham and Khan 2019): each class's loss to the power 1 / gamma; 1: none.",
     )
     smooth: NotNegative = Field(default=0.0, description=_SMOOTH)
+
+    @model_validator(mode="after")
+    def _counts_errors(self):
+        if self.alpha == self.beta == 0:
+            raise ValueError("alpha and beta are 0: no error would count; expected at least one > 0")
+        return self
 
 
 class LovaszSoftmax(_RegionLoss):

@@ -109,7 +109,8 @@ def _is_faster_as_product(layer, kernel, dtype):
     import tensorflow as tf
 
     is_large = min(layer.kernel_size) >= 5 and math.prod(kernel.shape) >= _WIDE_KERNEL
-    return is_large and max(layer.strides) == 1 and not tf.config.list_physical_devices("GPU")
+    is_plain = max(layer.strides) == 1 and layer.data_format == "channels_last"
+    return is_large and is_plain and not tf.config.list_physical_devices("GPU")
 
 
 def _as_product_where_small(inputs, kernel, padding, dilation_rate, convolve):

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from detseg.errors import UserError
+from detseg.replicas import replica_count
 
 NORMS = ("batch", "frozen", "group")
 
@@ -21,21 +22,12 @@ def create_norm(norm, channels, epsilon=1e-3, name=None):
     Raises     UserError for another norm.
     """
     if norm == "batch":
-        return BatchNorm(epsilon=epsilon, synchronized=_replicas() > 1, name=name)
+        return BatchNorm(epsilon=epsilon, synchronized=replica_count() > 1, name=name)
     if norm == "frozen":
         return FrozenBatchNorm(epsilon=epsilon, name=name)
     if norm == "group":
         return keras.layers.GroupNormalization(groups=math.gcd(32, channels), epsilon=1e-5, name=name)
     raise UserError(f"model.norm: unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
-
-
-def _replicas():
-    """Copies of the model that see parts of a batch each. (On JAX a sharded batch is one batch to every layer.)"""
-    if keras.backend.backend() != "tensorflow":
-        return 1
-    import tensorflow as tf
-
-    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 @keras.saving.register_keras_serializable("detseg")

@@ -15,7 +15,8 @@ class ModelWithAuxiliary(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         loss = super().compute_loss(x, y, y_pred["logits"], sample_weight, training)
-        auxiliary = super().compute_loss(x, y, y_pred["auxiliary_logits"], sample_weight, training)
+        # Not compute_loss again, which would add the layers' own losses a second time.
+        auxiliary = self._compile_loss(y, y_pred["auxiliary_logits"], sample_weight)
         return loss + self.auxiliary_weight * auxiliary
 
     def without_auxiliary(self):

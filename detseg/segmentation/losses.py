@@ -2,11 +2,16 @@
 
 import keras
 
+from detseg.replicas import replica_count
 from detseg.segmentation import pixel_losses, region_losses
 
 
 class _SegmentationLoss(keras.losses.Loss):
-    """A function of labels, logits and options as a Keras loss that can be saved."""
+    """A function of labels, logits and options as a Keras loss that can be saved.
+
+    Under several replicas each gives its share of the loss: their sum is the mean of what they have, since Keras adds
+    up their gradients.
+    """
 
     def __init__(self, name, ignore_label, class_weights, **options):
         super().__init__(name=name, reduction=None)
@@ -14,7 +19,7 @@ class _SegmentationLoss(keras.losses.Loss):
         self.options = {"ignore_label": ignore_label, "class_weights": class_weights, **options}
 
     def call(self, y_true, y_pred):
-        return type(self).function(y_true, y_pred, **self.options)
+        return type(self).function(y_true, y_pred, **self.options) / replica_count()
 
     def get_config(self):
         return {"name": self.name, **self.options}

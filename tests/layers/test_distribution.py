@@ -1,4 +1,4 @@
-"""Batch norm over several devices."""
+"""Batch norm and losses over several devices."""
 
 import subprocess
 import sys
@@ -11,6 +11,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
 from detseg.layers.norm import create_norm
+from detseg.segmentation.losses import CrossEntropy, Dice, WeightedSum
 
 
 def trained(strategy):
@@ -18,10 +19,12 @@ def trained(strategy):
     with strategy.scope():
         inputs = keras.Input((None, None, 4))
         model = keras.Model(inputs, keras.layers.Conv2D(3, 1)(create_norm("batch", 4)(inputs)))
-        model.compile(optimizer=keras.optimizers.SGD(0.1), loss="mse", jit_compile=False)
+        loss = WeightedSum([CrossEntropy(), Dice(per_image=True)], [1.0, 0.5])
+        model.compile(optimizer=keras.optimizers.SGD(0.1), loss=loss, jit_compile=False)
     images = np.random.default_rng(0).normal(2, 3, (4, 5, 5, 4)).astype("float32")
     images[:2] += 5  # the devices' halves differ
-    model.fit(images, np.zeros((4, 5, 5, 3), "float32"), batch_size=4, epochs=3, verbose=0)
+    labels = np.random.default_rng(1).integers(0, 3, (4, 5, 5)).astype("uint8")
+    model.fit(images, labels, batch_size=4, epochs=3, verbose=0)
     return model
 
 

@@ -66,7 +66,7 @@ def test_weights_saved_at_one_output_stride_load_at_another(tmp_path):
 
 
 def test_a_batch_of_one_image_trains_with_image_pooling():
-    """Batch norm after the mean over the image sees a single value."""
+    """Batch norm after the mean over the image sees a single value. (From a config it is refused.)"""
     model = small()
     model.compile(optimizer=keras.optimizers.SGD(0.1), loss=CrossEntropy(), jit_compile=False)
     for _ in range(2):

@@ -45,8 +45,13 @@ def test_fcn8s_trains_and_is_saved_and_loaded_to_the_bit(name, tmp_path):
     assert model(images).shape == (1, 50, 70, CLASSES)
 
 
-@pytest.mark.parametrize("name", ["vgg16", "resnet18", "mobilenetv3_small", "xception"])
-def test_deeplabv3plus_trains_on_one_of_each_family(name):
+ONE_OF_EACH_FAMILY = ("vgg16", "resnet18", "mobilenetv3_small", "xception")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in ONE_OF_EACH_FAMILY else pytest.param(n, marks=pytest.mark.slow) for n in BACKBONES]
+)
+def test_deeplabv3plus_trains(name):
     backbone = small_backbone(name, output_stride=16)
     model = create_deeplabv3(backbone, CLASSES, aspp_channels=8, decoder=(8, 4), separable=True)
     before = np.array(model.get_layer("logits_conv").kernel)

@@ -251,6 +251,8 @@ def test_median_frequency_weights_are_computed_once_and_kept_in_the_run(quick_co
         (["loss.0.class_weights=[1, 2]"], r"2 weights, but the data has 6 classes"),
         (["data.train=trian"], "trian"),
         (["augmentation.2={albumentations: {name: GaussNoize}}"], "GaussNoize"),
+        (["model={name: deeplabv3, backbone: vgg16}", "train.batch_size=1"], "1 image gives the batch norm"),
+        (["loss=[{name: tversky, alpha: 0, beta: 0}]"], "no error would count"),
         (["train.early_stopping=2", "data.val=null"], r"early_stopping.*data\.val"),
     ],
 )
