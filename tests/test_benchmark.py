@@ -182,6 +182,7 @@ def test_two_configs_in_turns_from_command_line_to_json(config_file, tmp_path, c
         (["--against", "torch", "--torch-python", "no/such/python"], "no/such/python cannot be run"),
         (["--batch-size", "4"], "inference takes one image at a time"),
         (["--set", "model.backbon=vgg16"], "model.backbon"),
+        (["--classes", "300"], "--classes 300: expected 2 to 255"),
     ],
 )
 def test_a_mistake_on_the_command_line_ends_with_2(arguments, message, config_file, capsys):
