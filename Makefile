@@ -5,10 +5,11 @@ BIN := .venv/bin
 # make quickstart QUICKSTART_SET="--set train.epochs=2" is its smallest form.
 QUICKSTART_SET ?=
 
-.PHONY: help install quickstart test lint check-all clean
+.PHONY: help install quickstart quickstart-detection test lint check-all clean
 
 help:
 	@echo "make quickstart   make data, train, evaluate and predict: from nothing to masks in minutes"
+	@echo "make quickstart-detection  the same with a detector: boxes"
 	@echo "make test         lint and the tests"
 	@echo "make check-all    also slow tests, the oldest supported dependencies, the wheel"
 	@echo "make clean        remove .venv and build products"
@@ -29,6 +30,14 @@ quickstart: .venv/installed
 	$(BIN)/python tools/evaluate.py --run runs/quickstart --split test
 	$(BIN)/python tools/predict.py --run runs/quickstart --output runs/quickstart/predictions 'data/shapes/JPEGImages/shapes_test_000*.jpg'
 	@echo "Look at the pictures: runs/quickstart/predictions/*_overlay.png"
+
+quickstart-detection: .venv/installed
+	$(BIN)/python tools/make_shapes.py --root data/shapes
+	rm -rf runs/quickstart_detection
+	$(BIN)/python tools/train.py --config configs/quickstart_detection.yaml --run runs/quickstart_detection $(QUICKSTART_SET)
+	$(BIN)/python tools/evaluate.py --run runs/quickstart_detection --split test
+	$(BIN)/python tools/predict.py --run runs/quickstart_detection --output runs/quickstart_detection/predictions 'data/shapes/JPEGImages/shapes_test_000*.jpg'
+	@echo "Look at the pictures: runs/quickstart_detection/predictions/*_overlay.png"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

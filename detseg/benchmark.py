@@ -27,6 +27,8 @@ from detseg.errors import UserError
 
 MEASURES = ("train-step", "inference")
 ROUND_SECONDS = 4.0  # of the slower side, where the number of steps is not given
+OBJECTS = 8  # in each random image
+STILL = 1e-9  # a learning rate at which nothing is learnt
 PARAMETER_TOLERANCE = 1e-3  # a twin whose parameters differ by more is another network
 STDERR_LINES = 15  # of a dead worker that are shown
 
@@ -52,7 +54,11 @@ class Side:
 def create_job(measure, config_file, overrides=(), size=(256, 256), batch_size=None, classes=21):
     """What a worker builds and measures, as JSON values.
 
-    measure:     one of `MEASURES`. "train-step": a step of keras' fit. "inference": one image to its label map.
+    A detector's job has the objects of its random images, and the learning rate `STILL`: what it learns decides which
+    boxes are left after suppression, and so how much work its next step is.
+
+    measure:     one of `MEASURES`. "train-step": a step of keras' fit. "inference": one image to its label map or to
+                 its detections.
     size:        (height, width) of the random images.
     batch_size:  int; None: the config's train.batch_size, or 1 for inference.
     classes:     int, number of classes: no data set is read.
@@ -62,13 +68,30 @@ def create_job(measure, config_file, overrides=(), size=(256, 256), batch_size=N
         raise UserError(f"--classes {classes}: expected 2 to 255")
     if measure == "inference" and batch_size not in (None, 1):
         raise UserError(f"--batch-size {batch_size}: inference takes one image at a time, as predict does")
-    return {
+    job = {
         "measure": measure,
         "config": config.model_dump(mode="json"),
         "size": list(size),
         "batch_size": 1 if measure == "inference" else batch_size or config.train.batch_size,
         "classes": classes,
     }
+    if config.task == "detection":
+        job["config"]["train"]["optimizer"]["learning_rate"] = STILL
+        job["objects"] = _random_objects(config.seed, job["batch_size"], size, classes)
+    return job
+
+
+def _random_objects(seed, batch_size, size, classes):
+    """For each image `OBJECTS` boxes x1 y1 x2 y2 and labels. Their sides, spread evenly over the octaves, are 1/16 to
+    1/2 of the image's shorter one, which anchors of the usual sizes find."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for _ in range(batch_size):
+        sides = min(size) * 2 ** rng.uniform(-4, -1, (OBJECTS, 2))
+        starts = rng.uniform(0, np.array([size[1], size[0]]) - sides)
+        boxes = np.concatenate([starts, starts + sides], axis=1)
+        images.append({"boxes": boxes.tolist(), "labels": rng.integers(0, classes, OBJECTS).tolist()})
+    return images
 
 
 def detseg_side(job, name="detseg"):

@@ -3,8 +3,10 @@
 The protocol is that of detseg/benchmark.py. tools/torch_twin.py is the same in torch.
 """
 
+import itertools
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -12,7 +14,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from detseg.config import Config
+from detseg.benchmark import OBJECTS
+from detseg.config import parse_config
+from detseg.data.buckets import object_batch, shape_buckets
 from detseg.errors import UserError
 from detseg.tasks import create_task
 from detseg.training.fit import compile_model
@@ -26,7 +30,7 @@ def main():
     os.dup2(2, 1)  # what libraries print must not come between the answers
     job = json.loads(sys.stdin.readline())
     try:
-        model, measure = MEASURES[job["measure"]](job, Config.model_validate(job["config"]))
+        model, measure = MEASURES[job["measure"]](job, parse_config(job["config"]))
         measure(1)  # compiles
         seconds, _ = measure(2)
     except UserError as error:
@@ -46,12 +50,10 @@ def train_step(job, config):
 
     fit, because that is what users get; its start, some 30 ms a call, is no part of a step.
     """
-    import tensorflow as tf
-
     task, model, backbone = _create_model(job, config)
     loss = task.create_loss(dict.fromkeys(task.classes, 1.0))  # in place of weights counted on data
     compile_model(model, backbone, loss, config, STEPS_PER_EPOCH)
-    batches = tf.data.Dataset.from_tensors(random_batch(job, config)).repeat()
+    batches = _endless(random_batch(job, config), config.task)
 
     def measure(steps):
         stopwatch = Stopwatch()
@@ -59,6 +61,20 @@ def train_step(job, config):
         return stopwatch.seconds, stopwatch.loss
 
     return model, measure
+
+
+def _endless(batch, task):
+    """One batch again and again, of which fit knows what it knows in training: see `load_for_fit`."""
+    import tensorflow as tf
+
+    if task == "segmentation":
+        return tf.data.Dataset.from_tensors(batch).repeat()
+    images, truth = batch
+    signature = (
+        tf.TensorSpec((len(images), None, None, images.shape[3]), images.dtype),
+        {name: tf.TensorSpec(array.shape, array.dtype) for name, array in truth.items()},
+    )
+    return tf.data.Dataset.from_generator(lambda: itertools.repeat(batch), output_signature=signature).prefetch(2)
 
 
 class Stopwatch(keras.callbacks.Callback):
@@ -73,10 +89,12 @@ class Stopwatch(keras.callbacks.Callback):
 
 
 def inference(job, config):
-    """One image after the other from array to label map, as prediction does it."""
+    """One image after the other from array to label map or detections, as prediction does it."""
     task, model, _ = _create_model(job, config)
+    if config.task == "detection":
+        set_scores(model, config.model.name)
     predict = task.create_inference(model)
-    image = random_batch(job, config)[0][0]
+    image = random_images(job, config)[0]
 
     def measure(steps):
         predict(image)
@@ -95,15 +113,61 @@ def _create_model(job, config):
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.train.precision)
     task = create_task(config, [f"class {index}" for index in range(job["classes"])])
-    return task, *task.create_model(pretrained=False)
+    model, backbone = task.create_model(pretrained=False)
+    if config.task == "detection":
+        silence_residuals(backbone)
+    return task, model, backbone
+
+
+def random_images(job, config):
+    """uint8 (B, H, W, C)."""
+    shape = (job["batch_size"], *job["size"], config.data.channels)
+    return np.random.default_rng(config.seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def random_batch(job, config):
-    """uint8 images (B, H, W, C) and label maps (B, H, W)."""
-    rng = np.random.default_rng(config.seed)
-    shape = (job["batch_size"], *job["size"])
-    images = rng.integers(0, 256, (*shape, config.data.channels), dtype=np.uint8)
-    return images, rng.integers(0, job["classes"], shape, dtype=np.uint8)
+    """uint8 images (B, H, W, C), with label maps (B, H, W) or, padded, with the ground truth of `object_batch`."""
+    images = random_images(job, config)
+    if config.task == "segmentation":
+        rng = np.random.default_rng(config.seed + 1)
+        return images, rng.integers(0, job["classes"], images.shape[:3], dtype=np.uint8)
+    samples = [
+        ("", image, np.array(objects["boxes"], "float32"), np.array(objects["labels"]), np.zeros(OBJECTS, bool))
+        for image, objects in zip(images, job["objects"], strict=True)
+    ]
+    return object_batch(samples, shape_buckets(None, job["size"]), OBJECTS)
+
+
+# ----- random weights under which a detector works as a trained one does ---------------------------------------------
+
+
+def silence_residuals(backbone):
+    """Gives a ResNet's residual branches the scale 0, as training often starts (Goyal et al. 2017, section 5.1).
+
+    Without statistics of its own each of the norms passes on what comes, and the branches' random sums would grow to
+    boxes of which only a handful is left after suppression.
+    """
+    last = "2" if backbone.name in ("resnet18", "resnet34") else "3"
+    for layer in backbone.model.layers:
+        if re.fullmatch(rf"conv\d_block\d+_{last}_bn", layer.name):
+            layer.gamma.assign(keras.ops.zeros_like(layer.gamma))
+
+
+def set_scores(model, name):
+    """Gives the first class a score of about 1/2 everywhere, and the other classes none.
+
+    So every proposal (Faster R-CNN) or anchor (RetinaNet) comes to the last suppression once, whatever the random
+    weights; with all scores about equal, none would reach the threshold or all classes of each.
+    """
+    if name == "faster_rcnn":
+        bias = model.head.get_layer("class_logits").bias
+        values = np.zeros(bias.shape, "float32")
+        values[[0, -1]] = 10  # the last is background's
+    else:
+        bias = model.get_layer("class_output").bias
+        values = np.full((model.anchors.count(), model.class_count), -10, "float32")
+        values[:, 0] = 0
+    bias.assign(values.reshape(-1))
 
 
 # ----- facts ---------------------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from detseg.errors import UserError
 
 logger = logging.getLogger("detseg")
 
+SHOWN_FROM = 0.5  # score of the detections that predict draws; figures are made from lower ones too
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: ends like Ctrl-C, with another exit code."""
@@ -54,8 +56,20 @@ def create_parser():
     train.add_argument("--resume", action="store_true", help="go on after the last finished epoch of the run folder")
     train.add_argument("--print-schema", action="store_true", help="print the JSON schema of configs, for editors")
 
-    evaluate = _add_command(commands, "evaluate", _evaluate, "score a trained model on a split")
-    _add_run(evaluate)
+    evaluate = _add_command(
+        commands, "evaluate", _evaluate, "score a trained model, or anybody's detections, on a split"
+    )
+    evaluate.add_argument("--run", type=Path, metavar="DIR", help="run folder of the trained model")
+    evaluate.add_argument(
+        "--detections",
+        type=Path,
+        metavar="FILE",
+        help="in place of --run: COCO results, or a folder of VOC's comp4 files; needs --config",
+    )
+    evaluate.add_argument("--config", type=Path, metavar="FILE", help="with --detections: whose data is the truth")
+    evaluate.add_argument(
+        "--output", type=Path, metavar="DIR", help="with --detections: folder for scores and drawings; default: none"
+    )
     evaluate.add_argument("--split", default="val", choices=("train", "val", "test"), help="default: val")
     evaluate.add_argument(
         "--name",
@@ -70,7 +84,19 @@ def create_parser():
     _add_run(predict)
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help="image file, folder of images or glob pattern")
     predict.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
-    predict.add_argument("--save-probabilities", action="store_true", help="also write STEM.npz with all probabilities")
+    predict.add_argument(
+        "--save-probabilities", action="store_true", help="segmentation: also write STEM.npz with all probabilities"
+    )
+    predict.add_argument(
+        "--score-threshold",
+        type=_share,
+        metavar="SCORE",
+        help=f"detection: only what scores above it is drawn and written, default {SHOWN_FROM:g}",
+    )
+    predict.add_argument(
+        "--max-detections", type=_positive, metavar="N", help="detection: the most of an image; default: the config's"
+    )
+    predict.add_argument("--voc-xml", action="store_true", help="detection: also write STEM.xml in VOC's form")
     _add_tta(predict)
     _add_tile(predict)
     _add_set(predict)
@@ -120,7 +146,9 @@ def _add_run(command):
 
 
 def _add_tta(command):
-    command.add_argument("--tta", action="store_true", help="average over scales and flips: the config's tta")
+    command.add_argument(
+        "--tta", action="store_true", help="segmentation: average over scales and flips: the config's tta"
+    )
 
 
 def _add_tile(command):
@@ -128,7 +156,7 @@ def _add_tile(command):
         "--tile",
         type=_tile,
         metavar="auto|PIXELS",
-        help="send images through the model in overlapping tiles of this side, for large images",
+        help="segmentation: send images through the model in overlapping tiles of this side, for large images",
     )
     command.add_argument(
         "--tile-memory", default=1.0, type=_gigabytes, metavar="GB", help="of one tile, for --tile auto; default 1"
@@ -152,6 +180,16 @@ def _gigabytes(text):
         value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes > 0")
+    return value
+
+
+def _share(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
     return value
 
 
@@ -181,37 +219,90 @@ def _train(options):
 
 
 def _evaluate(options):
+    if options.detections is not None:
+        return _evaluate_detections(options)
+    unused = [name for name, value in (("--config", options.config), ("--output", options.output)) if value]
+    if options.run is None or unused:
+        raise UserError(f"{', '.join(unused) or 'evaluate'}: expected --run DIR, or --detections FILE --config FILE")
     _start_backend_quietly()
     from detseg.data.datasets import check_classes, create_dataset
     from detseg.data.validate import scan_split
     from detseg.evaluation import evaluate, write_evaluation
+    from detseg.inference import PredictionOptions
     from detseg.prediction import load
 
     predictor = load(options.run, options.overrides)
-    dataset = create_dataset(predictor.config.data, options.split)
+    task = predictor.task
+    dataset = create_dataset(predictor.config.data, options.split, predictor.config.task)
     check_classes(dataset, predictor.classes, options.run)
     scan_split(dataset)
-    inference = predictor.inference(predictor.task.scores_need_probabilities, options.tta, _tiler(predictor, options))
-    result = evaluate(predictor.task, inference, dataset, progress=options.split, extra=True)
+    asked = PredictionOptions(tta=options.tta, tile=options.tile, tile_memory=int(options.tile_memory * 1e9))
+    inference = predictor.inference(task.evaluation_options(asked))
+    scores = task.create_scores(extra=True)
+    result = evaluate(task, inference, dataset, progress=options.split, scores=scores)
     default_name = options.split + ("_tta" if options.tta else "") + ("_tiled" if options.tile else "")
+    name = options.name or default_name
     result |= {"tta": options.tta, "tile": options.tile, "overrides": options.overrides}
-    path = predictor.folder.evaluation / f"{options.name or default_name}.json"
-    write_evaluation(path, result)
-    print(predictor.task.format_scores(result))
-    print(path)
+    folder = predictor.folder.evaluation
+    write_evaluation(folder / f"{name}.json", result)
+    print(task.format_scores(result))
+    for path in (folder / f"{name}.json", *task.write_scores(scores, dataset, folder, name)):
+        print(path)
+
+
+def _evaluate_detections(options):
+    """`evaluate --detections`: scores without a run and without reading images."""
+    wrong = {"--run": options.run, "--tta": options.tta, "--tile": options.tile}
+    wrong = [name for name, value in wrong.items() if value]
+    if wrong or options.config is None:
+        raise UserError(
+            "--detections: takes --config FILE"
+            + (f" and no {', '.join(wrong)}" if wrong else ", the config whose data.* says where the ground truth is")
+        )
+    from detseg.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    if config.task != "detection":
+        raise UserError(f"{options.config}: task: {config.task}; --detections needs a config of task: detection")
+    _start_backend_quietly()
+    from detseg.data.datasets import create_dataset
+    from detseg.data.validate import scan_split
+    from detseg.evaluation import evaluate_results_file, write_evaluation
+    from detseg.tasks import create_task
+
+    dataset = create_dataset(config.data, options.split, config.task)
+    task = create_task(config, dataset.classes)
+    sizes = scan_split(dataset).image_sizes
+    result, scores = evaluate_results_file(task, dataset, sizes, options.detections)
+    print(task.format_scores(result))
+    if options.output is None:
+        return
+    name = options.name or options.split
+    written = task.write_scores(scores, dataset, options.output, name)
+    write_evaluation(options.output / f"{name}.json", result)
+    for path in (options.output / f"{name}.json", *written):
+        print(path)
 
 
 def _predict(options):
     _start_backend_quietly()
+    from detseg.inference import PredictionOptions
     from detseg.prediction import load, predict_files
 
     predictor = load(options.run, options.overrides)
-    tiler = _tiler(predictor, options)
-    predict_files(predictor, options.inputs, options.output, options.save_probabilities, options.tta, tiler)
-
-
-def _tiler(predictor, options):
-    return None if options.tile is None else predictor.tiler(options.tile, int(options.tile_memory * 1e9))
+    threshold = options.score_threshold
+    if threshold is None and predictor.config.task == "detection":
+        threshold = SHOWN_FROM
+    asked = PredictionOptions(
+        probabilities=options.save_probabilities,
+        tta=options.tta,
+        tile=options.tile,
+        tile_memory=int(options.tile_memory * 1e9),
+        score_threshold=threshold,
+        max_detections=options.max_detections,
+        voc_xml=options.voc_xml,
+    )
+    predict_files(predictor, options.inputs, options.output, asked)
 
 
 def _compare(options):

@@ -4,24 +4,26 @@ import functools
 import json
 import math
 import time
+from pathlib import Path
 
 from tqdm import tqdm
 
 from detseg.data.loader import read_in_order
+from detseg.detection.results_files import read_coco_results, read_voc_results
 from detseg.errors import UserError
 from detseg.files import make_folder, written_whole
 
 
-def evaluate(task, inference, dataset, workers=2, progress=None, extra=False):
+def evaluate(task, inference, dataset, workers=2, progress=None, scores=None):
     """Runs every image of a dataset through `inference` and scores the results at the images' original sizes.
 
     inference:  function image -> Prediction, of `task.create_inference`.
-    extra:      bool, whether to compute the scores of the config's evaluation section too, for which predictions may
-                have to carry probabilities (`task.scores_need_probabilities`).
+    scores:     what collects them; by default `task.create_scores()`. `task.create_scores(extra=True)` has the scores
+                of the config's evaluation section too, and may need more of predictions (`task.evaluation_options`).
     progress:   None, or a text to show beside a progress bar (where somebody watches: on a terminal).
     Returns     the contents of evaluation/SPLIT.json as a dict; undefined figures are nan.
     """
-    scores = task.create_scores(extra)
+    scores = task.create_scores() if scores is None else scores
     start = time.perf_counter()
     samples = read_in_order(dataset, workers)
     true_instances = getattr(dataset, "true_instances", None)
@@ -41,6 +43,28 @@ def evaluate(task, inference, dataset, workers=2, progress=None, extra=False):
         "images": len(dataset),
         "images_per_second": len(dataset) / seconds,
     }
+
+
+def evaluate_results_file(task, dataset, image_sizes, path):
+    """Scores anybody's detections: a COCO results file, or a folder with the VOC devkit's comp4 files.
+
+    task:         DetectionTask of the config that `dataset` is of.
+    image_sizes:  (H, W) of each image.
+    Returns       (result, scores): the contents of evaluation/SPLIT.json without images_per_second, and what collected
+                  them. Raises UserError for a file that isn't of the split.
+    """
+    if Path(path).is_dir():
+        found = read_voc_results(path, task.voc_list(dataset), dataset.names, dataset.classes)
+    else:
+        found = read_coco_results(path, dict(zip(dataset.image_ids, image_sizes, strict=True)), dataset.category_ids)
+    found = list(found.values())
+    has_masks = (
+        dataset.has_masks and any(len(item.boxes) for item in found) and all(item.masks is not None for item in found)
+    )
+    scores = task.create_scores(extra=True, masks=has_masks)
+    for index, item in enumerate(found):
+        scores.add(dataset.objects(index), item, functools.partial(dataset.true_instances, index))
+    return {"task": task.config.task, "split": dataset.split, **scores.result(), "images": len(dataset)}, scores
 
 
 def write_evaluation(path, result):

@@ -1,4 +1,4 @@
-"""From a run folder and images to masks and drawings."""
+"""From a run folder and images to masks, boxes and drawings."""
 
 import glob
 import logging
@@ -13,8 +13,7 @@ from detseg.data.images import IMAGE_SUFFIXES, read_image
 from detseg.data.windows import TiffReader
 from detseg.errors import UserError
 from detseg.files import make_folder
-from detseg.inference import Prediction
-from detseg.segmentation.tiling import DEFAULT_MEMORY
+from detseg.inference import PLAIN, Prediction, PredictionOptions
 from detseg.tasks import create_task
 from detseg.training.fit import load_best_weights
 from detseg.training.run_folder import RunFolder
@@ -50,72 +49,80 @@ class Predictor:
         load_best_weights(self.model, self.folder)
         self._inference, self._tilers = {}, {}
 
-    def tiler(self, tile, memory_bytes=DEFAULT_MEMORY):
-        """The model's Tiler, compiled once. tile: "auto" or pixels; memory_bytes: for one tile."""
-        key = (tile, memory_bytes)
-        if key not in self._tilers:
+    def tiler(self, options):
+        """The model's Tiler for these PredictionOptions, made once; None where they name no tile."""
+        key = (options.tile, options.tile_memory)
+        if options.tile is not None and key not in self._tilers:
             self._tilers[key] = self.task.create_tiler(self.model, *key)
-        return self._tilers[key]
+        return self._tilers.get(key)
 
-    def inference(self, probabilities=False, tta=False, tiler=None):
+    def inference(self, options=PLAIN):
         """Function image -> Prediction, compiled once."""
-        key = (probabilities, tta, tiler)
-        if key not in self._inference:
-            self._inference[key] = self.task.create_inference(self.model, *key)
-        return self._inference[key]
+        if options not in self._inference:
+            self.task.check_options(options)
+            self._inference[options] = self.task.create_inference(self.model, options, self.tiler(options))
+        return self._inference[options]
 
-    def predict(self, image, probabilities=False, tta=False, tile=None):
+    def predict(self, image, probabilities=False, tta=False, tile=None, score_threshold=None, max_detections=None):
         """The Prediction of one image: a path, or uint8 (H, W, C) as `detseg` states it.
 
-        probabilities:  bool, whether the result has them.
-        tta:            bool, test-time augmentation as the config's `tta` has it.
-        tile:           None, or "auto" or the side in pixels of the tiles in which the image goes through the model.
+        Segmentation:
+        probabilities:    bool, whether the result has them.
+        tta:              bool, test-time augmentation as the config's `tta` has it.
+        tile:             None, or "auto" or the side in pixels of the tiles in which the image goes through the model.
+
+        Detection:
+        score_threshold:  only detections of a score above it; None: model.score_threshold.
+        max_detections:   None: model.max_detections.
         """
         if isinstance(image, (str, Path)):
             image = read_image(image, self.config.data.channels)
         channels = self.config.data.channels
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
             raise UserError(f"image is {image.dtype} {image.shape}, expected uint8 (height, width, {channels})")
-        return self.inference(probabilities, tta, None if tile is None else self.tiler(tile))(image)
+        options = PredictionOptions(
+            probabilities=probabilities,
+            tta=tta,
+            tile=tile,
+            score_threshold=score_threshold,
+            max_detections=max_detections,
+        )
+        return self.inference(options)(image)
 
 
-def predict_files(predictor, inputs, output, save_probabilities=False, tta=False, tiler=None):
-    """Predicts images and writes masks and drawings into the folder `output`.
+def predict_files(predictor, inputs, output, options=PLAIN):
+    """Predicts images and writes results and drawings into the folder `output`.
 
     inputs:   files, folders (their images, not those of subfolders) and glob patterns.
-    tta:      bool, test-time augmentation.
-    tiler:    None, or one of the predictor's, through which images go tile by tile; TIFF files of more than
-              `WINDOWED_PIXELS` pixels are then read and written by windows, as STEM.tif and a reduced drawing.
+    options:  PredictionOptions. With a tile, TIFF files of more than `WINDOWED_PIXELS` pixels are read and written by
+              windows, as STEM.tif and a reduced drawing.
     Returns   the paths of the images done. Raises UserError after the last image when some could not be read, naming
               them all; before the first when nothing matches or a result would overwrite an image or another result.
     """
     images = find_images(inputs)
     output = Path(output)
-    suffixes = predictor.task.output_suffixes(save_probabilities)
-    _check_targets(images, output, suffixes if tiler is None else (*suffixes, ".tif"))
+    writer = predictor.task.create_writer(output, options, predictor.folder.read_category_ids())
+    is_tiled = options.tile is not None
+    _check_targets(images, output, (*writer.suffixes, ".tif") if is_tiled else writer.suffixes)
     make_folder(output, "--output")
     done, problems = [], []
     for path in tqdm(images, desc="predict", unit="img", disable=None):
         try:
-            if tiler is not None and _is_windowed(path):
-                _predict_by_windows(predictor, path, output, tiler, save_probabilities, tta)
+            if is_tiled and _is_windowed(path):
+                _predict_by_windows(predictor, path, writer, options)
             else:
-                _predict_in_memory(predictor, path, output, tiler, save_probabilities, tta)
+                image = read_image(path, predictor.config.data.channels)
+                writer.write(predictor.inference(options)(image), image, path)
         except UserError as error:
             problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
         done.append(path)
+    writer.finish()
     logger.info("%d images predicted: %s", len(done), output)
     if problems:
         lines = "\n  ".join(problems)
         raise UserError(f"{len(problems)} of {len(images)} images could not be predicted:\n  {lines}")
     return done
-
-
-def _predict_in_memory(predictor, path, output, tiler, save_probabilities, tta):
-    image = read_image(path, predictor.config.data.channels)
-    prediction = predictor.inference(save_probabilities, tta, tiler)(image)
-    predictor.task.write_prediction(prediction, image, output, path.stem)
 
 
 def _is_windowed(path):
@@ -129,17 +136,21 @@ def _is_windowed(path):
         return False  # whoever reads it says what is wrong
 
 
-def _predict_by_windows(predictor, path, output, tiler, save_probabilities, tta):
+def _predict_by_windows(predictor, path, writer, options):
     config = predictor.config
-    wanted = {"--save-probabilities": save_probabilities, "--tta": tta, "data.resize": config.data.resize is not None}
+    wanted = {
+        "--save-probabilities": options.probabilities,
+        "--tta": options.tta,
+        "data.resize": config.data.resize is not None,
+    }
     if any(wanted.values()):
         names = " and ".join(name for name, is_wanted in wanted.items() if is_wanted)
         raise UserError(f"{path}: too large to be held in memory, as {names} would need; leave that out")
+    tiler = predictor.tiler(options)
     with TiffReader(path, config.data.channels) as source:
         count = tiler.tile_count(source.shape)
         with tqdm(total=count, desc=path.name, unit="tile", disable=None, leave=False) as progress:
-            bands = tiler.bands(source, on_tile=progress.update)
-            predictor.task.write_large_prediction(bands, source, output, path.stem)
+            writer.write_large(tiler.bands(source, on_tile=progress.update), source, path)
 
 
 def find_images(inputs):

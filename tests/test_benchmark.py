@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detseg.benchmark import Side, benchmark, create_job, detseg_side, format_result, torch_side
+from detseg.benchmark import OBJECTS, STILL, Side, benchmark, create_job, detseg_side, format_result, torch_side
 from detseg.cli import main
 from detseg.config import load_config
 from detseg.errors import UserError
@@ -22,6 +22,18 @@ data: {format: voc-segmentation, root: there/is/none, train: train}
 model: {name: fcn8s, backbone: vgg16, alpha: 0.0625, weights: null, head_channels: 8}
 train: {epochs: 1, batch_size: 4, optimizer: {name: sgd, learning_rate: 0.01, momentum: 0.9, weight_decay: 0.0001}}
 """
+
+DETECTION_CONFIG = """
+task: detection
+data: {format: voc, root: there/is/none, train: train}
+model: {name: MODEL, backbone: resnet18, weights: imagenet, fpn_channels: 8, finest_stride: 16, freeze_stages: 2}
+train: {epochs: 1, batch_size: 2, optimizer: {name: sgd, learning_rate: 0.01, momentum: 0.9, weight_decay: 0.0001}}
+"""
+SMALL = {
+    "faster_rcnn": ["model.head_channels=8", "model.roi_samples=16", "model.anchor_sizes=[16, 24, 32]"],
+    "retinanet": ["model.anchor_sizes=[8, 16, 24, 32]"],
+}
+FEW_LAYERS = ["model.backbone=vgg16", "model.alpha=0.0625"]  # which the twin has not
 
 # A worker that has everything but a model: it answers with the seconds that its job gives for each round.
 FAKE_WORKER = """
@@ -42,6 +54,16 @@ def config_file(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG)
     return path
+
+
+@pytest.fixture
+def detection_config_file(tmp_path):
+    def create(model):
+        path = tmp_path / f"{model}.yaml"
+        path.write_text(DETECTION_CONFIG.replace("MODEL", model))
+        return path
+
+    return create
 
 
 @pytest.fixture
@@ -149,6 +171,77 @@ def test_inference_is_that_of_prediction(config_file, monkeypatch):
     assert measure(2)[0] > 0
     assert [image.shape for image in images] == [(40, 50, 3)] * 3
     assert job["config"]["data"]["resize"] is None
+
+
+# ----- our worker's detectors ----------------------------------------------------------------------------------------
+
+
+def test_objects_of_a_job_lie_in_its_images(detection_config_file):
+    job = create_job("train-step", detection_config_file("retinanet"), size=(64, 160), classes=3)
+    assert job == create_job("train-step", detection_config_file("retinanet"), size=(64, 160), classes=3)
+    assert job["config"]["train"]["optimizer"]["learning_rate"] == STILL
+    assert len(job["objects"]) == job["batch_size"] == 2
+    for objects in job["objects"]:
+        boxes = np.array(objects["boxes"])
+        assert boxes.shape == (OBJECTS, 4)
+        assert (boxes >= 0).all()
+        assert (boxes[:, 2:] <= [160, 64]).all()
+        sides = boxes[:, 2:] - boxes[:, :2]
+        assert sides.min() >= 4
+        assert sides.max() <= 32
+        assert set(objects["labels"]) <= {0, 1, 2}
+
+
+def test_a_train_step_of_a_detector_has_its_jobs_objects(detection_config_file):
+    from detseg.benchmark_worker import random_batch, train_step
+
+    file, overrides = detection_config_file("retinanet"), [*FEW_LAYERS, "model.head_convolutions=0"]
+    job = create_job("train-step", file, overrides, size=(64, 90), classes=3)
+    config = load_config(file, overrides)
+    images, truth = random_batch(job, config)
+    assert images.shape == (2, 64, 96, 3)
+    assert truth["image_sizes"].tolist() == [[64, 90]] * 2
+    np.testing.assert_allclose(truth["boxes"], [objects["boxes"] for objects in job["objects"]], rtol=1e-6)
+    model, measure = train_step(job, config)
+    seconds, loss = measure(1)
+    assert seconds > 0
+    assert math.isfinite(loss)
+    assert {metric.name: metric.result() > 0 for metric in model.metrics} == {
+        "loss": True,
+        "class_loss": True,
+        "box_loss": True,
+    }
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
+def test_one_score_of_each_region_reaches_the_threshold(name, detection_config_file, monkeypatch):
+    from detseg.benchmark_worker import inference
+    from detseg.detection.inference import DetectionInference
+
+    found = []
+    call = DetectionInference.__call__
+    monkeypatch.setattr(DetectionInference, "__call__", lambda self, image: found.append(call(self, image)))
+    overrides = [*SMALL[name], *FEW_LAYERS, "model.max_detections=10"]
+    job = create_job("inference", detection_config_file(name), overrides, size=(64, 70), classes=3)
+    _, measure = inference(job, load_config(detection_config_file(name), overrides))
+    assert measure(1)[0] > 0
+    assert len(found) == 2
+    for detections in found:
+        assert len(detections.boxes) == 10
+        assert set(detections.labels) == {0}
+        np.testing.assert_allclose(detections.scores, 0.5, atol=0.1)
+
+
+@pytest.mark.parametrize(("name", "last"), [("resnet18", 2), ("resnet50", 3)])
+def test_residual_branches_are_silent(name, last):
+    from detseg.backbones import create_backbone
+    from detseg.benchmark_worker import silence_residuals
+
+    backbone = create_backbone(name, weights=None, norm="frozen", alpha=0.125)
+    silence_residuals(backbone)
+    for stage in (2, 5):
+        scales = [backbone.model.get_layer(f"conv{stage}_block2_{i}_bn").gamma.numpy() for i in range(1, last + 1)]
+        assert [scale.max() for scale in scales] == [1] * (last - 1) + [0]
 
 
 def test_peak_memory_is_between_what_is_resident_and_what_the_machine_has():
@@ -290,6 +383,23 @@ def test_the_twin_is_measured(measure, precision, torch_python, config_file):
     assert set(side["versions"]) == {"torch", "torchvision"}
 
 
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
+def test_both_sides_detectors_agree_on_parameters_and_loss(name, torch_python, detection_config_file):
+    job = create_job("train-step", detection_config_file(name), SMALL[name], size=(64, 64))
+    result = benchmark([detseg_side(job), torch_side(job, torch_python)], rounds=1, steps=1)
+    ours, theirs = result["sides"]
+    box_targets = 4 * 9 if name == "faster_rcnn" else 0  # torchvision has some of the background, never used
+    assert theirs["parameters"] == ours["parameters"] + box_targets
+    assert 0.5 < theirs["loss"] / ours["loss"] < 2  # other random weights and samples, RetinaNet's by other counts
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
+def test_the_twins_detectors_are_measured(name, torch_python, detection_config_file):
+    job = create_job("inference", detection_config_file(name), SMALL[name], size=(64, 64))
+    (side,) = benchmark([torch_side(job, torch_python)], rounds=1, steps=1)["sides"]
+    assert side["images_per_second"]["median"] > 0
+
+
 def test_both_sides_agree_on_parameters_and_loss(torch_python, config_file):
     job = create_job("train-step", config_file, ["train.optimizer.learning_rate=1e-9"], size=(64, 64))
     result = benchmark([detseg_side(job), torch_side(job, torch_python)], rounds=1, steps=1)
@@ -311,3 +421,19 @@ def test_both_sides_agree_on_parameters_and_loss(torch_python, config_file):
 def test_what_the_twin_lacks_is_refused(override, message, torch_python, config_file):
     with pytest.raises(UserError, match=re.escape(message)):
         benchmark([torch_side(create_job("train-step", config_file, [override]), torch_python)])
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("faster_rcnn", "model.backbone=mobilenetv2", 'model.backbone: the twin has no "mobilenetv2", only "resnet18"'),
+        ("faster_rcnn", "model.backbone=resnet50", 'model.variant: the twin has no null, only "b"'),
+        ("faster_rcnn", "model.rpn_channels=9", "model.rpn_channels: the twin has no 9, only null or 8"),
+        ("faster_rcnn", "model.norm=batch", "model.freeze_stages: the twin has no 2, only 0"),
+        ("retinanet", "model.box_loss=giou", 'model.box_loss: the twin has no "giou", only "l1"'),
+    ],
+)
+def test_a_detector_that_the_twin_lacks_is_refused(name, override, message, torch_python, detection_config_file):
+    job = create_job("inference", detection_config_file(name), [override])
+    with pytest.raises(UserError, match=re.escape(message)):
+        benchmark([torch_side(job, torch_python)])

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from detseg.config import (
     Albumentations,
     ColorJitter,
-    Config,
     Flip,
     RandomCrop,
     Resize,
     ScaleJitter,
+    SegmentationConfig,
     config_schema,
     load_config,
+    parse_config,
     save_config,
 )
 from detseg.config.models import BackboneName
@@ -123,7 +124,7 @@ def test_minimal_config_has_the_documented_defaults():
 def test_defaults_filled_into_files_are_those_of_the_schema():
     config = load(MINIMAL)
     raw = config.model_dump(mode="json", exclude={"loss": True, "train": {"schedule"}})
-    assert Config.model_validate(raw) == config
+    assert parse_config(raw) == config
 
 
 def test_the_line_of_the_design_is_read_as_it_stands():
@@ -397,8 +398,12 @@ def test_wrong_data_is_refused_with_what_was_expected(case):
 @pytest.mark.parametrize(
     ("number", "line", "message"),
     [
-        (1, "", "c.yaml: task: missing: what is learnt; expected segmentation"),
-        (1, "task: detection", "c.yaml:1: task: got 'detection', expected segmentation"),
+        (1, "", "c.yaml: task: missing; expected one of segmentation, detection"),
+        (
+            1,
+            "task: segmentatoin",
+            "c.yaml:1: task: got 'segmentatoin', expected one of segmentation, detection; did you mean 'segmentation'?",
+        ),
         (2, "", "c.yaml: data: missing: the data set"),
         (2, "data: {root: r}", "c.yaml:2: data.format: missing; expected one of voc-segmentation, coco, folder"),
         (3, "model: fcn8s", "c.yaml:3: model: got 'fcn8s', expected a mapping like {name: .., backbone: ..}"),
@@ -792,7 +797,7 @@ def test_saved_config_has_every_key_merged_and_in_short_form(tmp_path):
     saved = (tmp_path / "saved.yaml").read_text()
     assert "base:" not in saved
     assert "- scale_jitter: [1.0, 2.0]\n- {color_jitter: 1.0}\n" in saved
-    for key in Config.model_fields:
+    for key in SegmentationConfig.model_fields:
         assert f"\n{key}:" in "\n" + saved
     for key in type(load(MINIMAL).train).model_fields:
         assert f"\n  {key}:" in saved
@@ -838,7 +843,13 @@ def paths_in(value, path=()):
     return [(*path, key) for key, _ in children] + [p for key, v in children for p in paths_in(v, (*path, key))]
 
 
-SCALARS = st.none() | st.booleans() | st.integers(-2, 400) | st.floats(-2, 2) | st.sampled_from(["", "a", "coco", "1"])
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 400)
+    | st.floats(-2, 2)
+    | st.sampled_from(["", "a", "coco", "1", "detection"])
+)
 ANYTHING = st.recursive(
     SCALARS,
     lambda inside: (
@@ -849,10 +860,20 @@ ANYTHING = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_whatever_stands_in_a_file_is_taken_or_refused_line_by_line(data):
-    raw = load(FULL).model_dump(mode="json")
+DETECTOR = """\
+task: detection
+data: {format: voc, root: r, train: t}
+augmentation: [{flip: both}, {random_crop: {size: [3, 4], min_visibility: 0.5}}]
+model: {name: faster_rcnn, backbone: resnet50, anchor_sizes: [8, [16, 24], 32, 64, 128]}
+train: {epochs: 2, batch_size: 4, optimizer: {name: sgd, learning_rate: 0.1}}
+"""
+
+
+@pytest.mark.parametrize("text", [FULL, DETECTOR], ids=["segmentation", "detection"])
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_stands_in_a_file_is_taken_or_refused_line_by_line(text, data):
+    raw = load(text).model_dump(mode="json")
     for _ in range(data.draw(st.integers(1, 3))):
         *way, key = data.draw(st.sampled_from(paths_in(raw)))
         parent = raw
@@ -875,13 +896,16 @@ def test_whatever_stands_in_a_file_is_taken_or_refused_line_by_line(data):
 def test_schema_is_json_and_describes_every_key():
     schema = json.loads(json.dumps(config_schema()))
     assert schema["$schema"].startswith("https://json-schema.org/")
-    assert set(schema["properties"]) == {"base", *Config.model_fields}
+    sections = schema["$defs"]
+    assert schema["anyOf"] == [{"$ref": f"#/$defs/{name}Config"} for name in ("Segmentation", "Detection")]
+    assert set(sections["SegmentationConfig"]["properties"]) == {"base", *SegmentationConfig.model_fields}
+    assert sections["SegmentationConfig"]["properties"]["task"]["const"] == "segmentation"
     described = 0
-    for section in (schema, *schema["$defs"].values()):
+    for section in sections.values():
         assert section["additionalProperties"] is False
         for key, value in section["properties"].items():
             reference = value.get("$ref", "").removeprefix("#/$defs/")
-            assert value.get("description") or schema["$defs"][reference]["description"], key
+            assert value.get("description") or sections[reference]["description"], key
             described += 1
     assert described > 100
 

@@ -7,6 +7,7 @@ from PIL import Image
 import detseg
 from detseg import prediction
 from detseg.errors import UserError
+from detseg.inference import PredictionOptions
 from detseg.prediction import find_images, predict_files
 
 
@@ -129,11 +130,11 @@ def test_large_tiff_is_read_and_written_by_windows(predictor, picture, tmp_path,
     tifffile.imwrite(tmp_path / "large.tif", image, tile=(64, 64), compression="zlib")
     expected = predictor.predict(image, tile="auto").label_map
     monkeypatch.setattr(prediction, "WINDOWED_PIXELS", 100_000)
-    predict_files(predictor, [tmp_path / "large.tif"], tmp_path / "out", tiler=predictor.tiler("auto"))
+    predict_files(predictor, [tmp_path / "large.tif"], tmp_path / "out", PredictionOptions(tile="auto"))
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "large.tif"), expected)
     assert cv2.imread(str(tmp_path / "out" / "large_overlay.png")).shape[0] == 333
     with pytest.raises(UserError, match=r"large\.tif: too large to be held in memory, as --tta would need"):
-        predict_files(predictor, [tmp_path / "large.tif"], tmp_path / "out", tta=True, tiler=predictor.tiler("auto"))
+        predict_files(predictor, [tmp_path / "large.tif"], tmp_path / "out", PredictionOptions(tta=True, tile="auto"))
 
 
 def test_one_view_at_scale_one_is_the_plain_prediction(trained_run, picture):

@@ -1,7 +1,8 @@
 """The peer of `detseg benchmark --against torch`: detseg's networks in torch, measured in a process of its own.
 
 Runs in an environment with torch and torchvision and imports nothing of detseg. The protocol is that of
-detseg/benchmark.py. Layers are named as detseg's are, those of a ResNet as torchvision's.
+detseg/benchmark.py. Networks of segmentation are here, their layers named as detseg's are, those of a ResNet as
+torchvision's; detectors are torchvision's, see torch_twin_detectors.py.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch_twin_detectors as detectors
 import torchvision
 from torch import nn
 from torch.nn import functional
@@ -24,8 +26,8 @@ CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 TORCH_MEAN_RGB, TORCH_STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # What a config has to say where the twin has one form only: key -> values.
-_EVERY_MODEL = {
-    "data.channels": (3,),
+_EVERY_CONFIG = {"data.channels": (3,)}
+_SEGMENTATION = {
     "model.norm": ("batch",),
     "model.activation": (None,),
     "model.multi_grid": (None,),
@@ -39,11 +41,13 @@ _DEEPLABV3 = {
     "model.auxiliary_weight": (0,),
 }
 _RESNET = {"model.variant": ("b",), "model.alpha": (1,)}
-_TRAINING = {
+_SEGMENTATION_TRAINING = {
     "loss": (
         [{"name": "cross_entropy", "weight": 1, "class_weights": None, "label_smoothing": 0, "border_weights": None}],
     ),
     "model.freeze_stages": (0,),
+}
+_TRAINING = {
     "train.optimizer.name": ("sgd",),
     "train.optimizer.clip_norm": (None,),
     "train.ema": (None,),
@@ -77,23 +81,65 @@ def main():
 def create_measurement(job):
     """(model, function steps -> (seconds, loss or None)) of a job."""
     config = job["config"]
-    check(config, is_training=job["measure"] == "train-step")
+    is_training = job["measure"] == "train-step"
+    check(config, is_training)
     torch.manual_seed(config["seed"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    create = create_detection if config["task"] == "detection" else create_segmentation
+    model, loss, predict = create(job, device)
+    model.train(is_training)
+    return model, train_step(model, loss, config, device) if is_training else inference(predict, config, device)
+
+
+def create_segmentation(job, device):
+    """(model, function -> loss of the batch, function -> label maps of it)."""
+    config = job["config"]
     model = create_model(config["model"], job["classes"]).to(device, memory_format=torch.channels_last)
-    rng = np.random.default_rng(config["seed"])
-    shape = (job["batch_size"], *job["size"])
-    images = torch.from_numpy(rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
-    labels = torch.from_numpy(rng.integers(0, job["classes"], shape, dtype=np.uint8))
     forward = torch.compile(model) if job["compiled"] else model
-    if job["measure"] == "train-step":
-        return model, train_step(model, forward, images, labels, config, device)
-    return model, inference(model, forward, images, config, device)
+    images = random_images(job)
+    labels = np.random.default_rng(config["seed"] + 1).integers(0, job["classes"], images.shape[:3], dtype=np.uint8)
+    labels = torch.from_numpy(labels)
+    criterion = nn.CrossEntropyLoss(ignore_index=config["data"]["ignore_label"])
+
+    def loss():
+        return criterion(forward(images.to(device).permute(0, 3, 1, 2)), labels.to(device).long())
+
+    def predict():
+        return forward(images.to(device).permute(0, 3, 1, 2)).argmax(1).to(torch.uint8).cpu().numpy()
+
+    return model, loss, predict
 
 
-def train_step(model, forward, images, labels, config, device):
+def create_detection(job, device):
+    """(model, function -> loss of the batch, function -> detections in it)."""
+    settings = job["config"]["model"]
+    model = detectors.create_detector(settings, job["classes"], job["size"])
+    model = model.to(device, memory_format=torch.channels_last)
+    if job["measure"] == "inference":
+        detectors.set_scores(model)
+    if job["compiled"]:
+        model.backbone.compile()  # what follows has shapes that depend on data
+    images = random_images(job)
+
+    def loss():
+        pixels = list(images.to(device).permute(0, 3, 1, 2))
+        return sum(model(pixels, detectors.targets(job["objects"], settings, device)).values())
+
+    def predict():
+        found = model(list(images.to(device).permute(0, 3, 1, 2)))
+        return [{name: values.cpu().numpy() for name, values in of_image.items()} for of_image in found]
+
+    return model, loss, predict
+
+
+def random_images(job):
+    """uint8 (B, H, W, 3)."""
+    rng = np.random.default_rng(job["config"]["seed"])
+    return torch.from_numpy(rng.integers(0, 256, (job["batch_size"], *job["size"], 3), dtype=np.uint8))
+
+
+def train_step(model, compute_loss, config, device):
     """Steps of the usual loop, timed from the end of an unmeasured first one on."""
-    model.train()
     settings = config["train"]["optimizer"]
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -102,14 +148,12 @@ def train_step(model, forward, images, labels, config, device):
         nesterov=settings["nesterov"],
         weight_decay=settings["weight_decay"],
     )
-    criterion = nn.CrossEntropyLoss(ignore_index=config["data"]["ignore_label"])
     scaler = torch.amp.GradScaler(device.type, enabled=config["train"]["precision"] == "mixed_float16")
 
     def step():
         optimizer.zero_grad()
         with autocast(config, device):
-            logits = forward(images.to(device).permute(0, 3, 1, 2))
-        loss = criterion(logits, labels.to(device).long())
+            loss = compute_loss()
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -125,19 +169,18 @@ def train_step(model, forward, images, labels, config, device):
     return measure
 
 
-def inference(model, forward, images, config, device):
-    """One image after the other from array to label map."""
-    model.eval()
+def inference(predict, config, device):
+    """One image after the other from array to label map or detections."""
 
-    def predict():
+    def measured():
         with torch.inference_mode(), autocast(config, device):
-            return forward(images.to(device).permute(0, 3, 1, 2)).argmax(1).to(torch.uint8).cpu().numpy()
+            predict()
 
     def measure(steps):
-        predict()
+        measured()
         start = time.perf_counter()
         for _ in range(steps):
-            predict()
+            measured()
         return time.perf_counter() - start, None
 
     return measure
@@ -154,11 +197,15 @@ def autocast(config, device):
 
 def check(config, is_training):
     """Raises Unsupported for a config of which there is no twin."""
+    _check_values(config, _EVERY_CONFIG | (_TRAINING if is_training else {}))
+    if config["task"] == "detection":
+        _check_values(config, detectors.form(config["model"]))
+        return
     names = {"model.name": (*SCORED_STRIDES, "deeplabv3"), "model.backbone": (*VGG_CONVOLUTIONS, *RESNETS)}
-    _check_values(config, names | _EVERY_MODEL)
+    _check_values(config, names | _SEGMENTATION)
     _check_values(config, _FCN if config["model"]["name"] in SCORED_STRIDES else _DEEPLABV3)
     _check_values(config, _RESNET if config["model"]["backbone"] in RESNETS else {})
-    _check_values(config, _TRAINING if is_training else {})
+    _check_values(config, _SEGMENTATION_TRAINING if is_training else {})
 
 
 def _check_values(config, allowed):

@@ -1,10 +1,10 @@
-"""A run's config: from a YAML file to a checked `Config` (schema.py), and back to a file."""
+"""A run's config: from a YAML file to a checked `Config` (schema.py), one of those of the tasks, and back to a file."""
 
 import os
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, get_args
 
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from detseg.config.augmentation import (
     Albumentations,
@@ -17,9 +17,10 @@ from detseg.config.augmentation import (
     Rotate90,
     ScaleJitter,
 )
+from detseg.config.detectors import FasterRCNNModel, RetinaNetModel
 from detseg.config.messages import explain
 from detseg.config.models import AtrousModel, DeepLabV3PlusModel, FCNModel, FCNName
-from detseg.config.schema import Config
+from detseg.config.schema import Config, DetectionConfig, SegmentationConfig
 from detseg.config.tree import read_tree, to_yaml
 from detseg.errors import UserError
 from detseg.files import written_whole
@@ -30,21 +31,29 @@ __all__ = [
     "ColorJitter",
     "Config",
     "DeepLabV3PlusModel",
+    "DetectionConfig",
     "Elastic",
     "FCNModel",
+    "FasterRCNNModel",
     "Flip",
     "ObjectCrop",
     "RandomCrop",
     "Resize",
+    "RetinaNetModel",
     "Rotate90",
     "ScaleJitter",
+    "SegmentationConfig",
     "config_schema",
     "load_config",
+    "parse_config",
     "save_config",
 ]
 
-# What a file without a base inherits from: the defaults that --set and child files can reach into.
-_DEFAULTS = {"loss": [{"name": "cross_entropy"}], "train": {"schedule": {"name": "constant"}}}
+# What a file without a base inherits from: for each task the defaults that --set and child files can reach into.
+_SCHEDULE = {"train": {"schedule": {"name": "constant"}}}
+_DEFAULTS = {"segmentation": {"loss": [{"name": "cross_entropy"}], **_SCHEDULE}, "detection": _SCHEDULE}
+
+_BY_TASK = TypeAdapter(Annotated[Config, Field(discriminator="task")])
 
 
 def _take_same_keys(old_name: str, new_name: str) -> bool:
@@ -52,7 +61,7 @@ def _take_same_keys(old_name: str, new_name: str) -> bool:
 
 
 def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
-    """The config in the YAML file at `path`, with its bases and `overrides` applied.
+    """The config in the YAML file at `path`, with its bases and `overrides` applied; `task` says which of Config's.
 
     A file may name one parent: `base: other.yaml`, relative to itself. Mappings merge key by key; lists and scalars of
     the child replace the parent's. A mapping that gets another `name` (or data.format) replaces the parent's whole,
@@ -69,12 +78,20 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
     """
     tree, problems = read_tree(path, overrides, _DEFAULTS, _take_same_keys)
     try:
-        config = Config.model_validate(tree.plain())
+        config = parse_config(tree.plain())
     except ValidationError as error:
         problems += explain(error, tree, Config)
     if problems:
         raise UserError("\n".join(problems))
     return config
+
+
+def parse_config(mapping: Mapping[str, Any]) -> Config:
+    """The config of a dict with all of its keys, such as `config.model_dump(mode="json")`.
+
+    Raises pydantic's ValidationError, a ValueError, if it isn't one.
+    """
+    return _BY_TASK.validate_python(mapping)
 
 
 def save_config(config: Config, path: str | os.PathLike) -> None:
@@ -87,13 +104,15 @@ def save_config(config: Config, path: str | os.PathLike) -> None:
 
 
 def config_schema() -> dict[str, Any]:
-    """JSON schema of a config file, for editors: keys, types, choices and descriptions.
+    """JSON schema of a config file, for editors: keys, types, choices and descriptions; anyOf the tasks.
 
     No key is required in it, since a base file may hold it; load_config says what is missing.
     """
-    schema = Config.model_json_schema()
+    schema = _BY_TASK.json_schema()
     base = {"type": "string", "description": "One config file to inherit from, relative to this file."}
-    schema["properties"] = {"base": base, **schema["properties"]}
+    for task in get_args(Config):
+        definition = schema["$defs"][task.__name__]
+        definition["properties"] = {"base": base, **definition["properties"]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_for_partial_files(schema)}
 
 

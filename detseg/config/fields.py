@@ -6,7 +6,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Dis
 
 Item = TypeVar("Item")
 
-FORMS = ("<text>", "<list>", "<mapping>", "[key]")  # in pydantic's locations: the form that was read, not a key
+FORMS = (
+    "<text>",
+    "<number>",
+    "<list>",
+    "<mapping>",
+    "[key]",
+)  # in pydantic's locations: the form that was read, not a key
 
 
 class Section(BaseModel):
@@ -43,6 +49,8 @@ def written_as(expected: str) -> Discriminator:
     def form(value: Any) -> str | None:
         if isinstance(value, str):
             return "<text>"
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return "<number>"
         if isinstance(value, list | tuple):
             return "<list>"
         return "<mapping>" if isinstance(value, dict | BaseModel) else None
@@ -64,6 +72,7 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Several = Annotated[tuple[Item, ...], Field(strict=False)]  # a YAML list; a tuple once it is read
 NotEmpty = AfterValidator(_not_empty)
 Byte = Annotated[int, Field(ge=0, le=255)]

@@ -3,7 +3,7 @@
 import ast
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -31,15 +31,15 @@ _BOUNDS = {
 }
 
 
-def explain(error: ValidationError, tree: Node, model: type[BaseModel]) -> list[str]:
-    """One line for each mistake that `model` found in `tree`."""
-    lines = []
+def explain(error: ValidationError, tree: Node, schema: Any) -> list[str]:
+    """One line for each mistake that was found in `tree`. schema: the model that it was checked by, or a union."""
+    roots, lines = _models_in(schema), []
     for mistake in error.errors():
         location = mistake["loc"]
         if mistake["type"] == "extra_forbidden":  # its last part is the user's word, not the schema's
             location = location[:-1]
-        path, owner, models = _follow(location, model)
-        more_path, text = _text(mistake, path, owner, models)
+        path, owner, models = _follow(location, roots)
+        more_path, text = _text(mistake, path, owner, models, roots)
         path += more_path
         if not isinstance(tree.nearest(path[:-1]).value, dict | list):  # {flip: sideways}: its field is no key
             path = path[:-1]
@@ -50,13 +50,13 @@ def explain(error: ValidationError, tree: Node, model: type[BaseModel]) -> list[
     return lines
 
 
-def _follow(location: tuple, model: type[BaseModel]) -> tuple[tuple, type[BaseModel], list[type[BaseModel]]]:
+def _follow(location: tuple, roots: list[type[BaseModel]]) -> tuple[tuple, type[BaseModel], list[type[BaseModel]]]:
     """Path in the file of a location of pydantic's; the model whose key it is; the models that its value may be.
 
     A location also names, after every choice among models or forms, the choice that was taken.
     """
     path: tuple = ()
-    owner, models = model, [model]
+    owner, models = roots[0], roots
     for part in location:
         if part in FORMS:
             continue
@@ -79,21 +79,40 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _names(model: type[BaseModel]) -> tuple:
-    """The values of name, format or kind that stand for this model."""
+    """The values of task, name, format or kind that stand for this model."""
     if hasattr(model, "kind"):
         return (model.kind,)
     fields = model.model_fields
-    key = "name" if "name" in fields else "format"
-    return get_args(fields[key].annotation) if key in fields else ()
+    key = next((key for key in ("task", "name", "format") if key in fields), None)
+    return get_args(fields[key].annotation) if key else ()
 
 
-def _text(mistake: dict, path: tuple, owner: type[BaseModel], models: list) -> tuple[tuple, str]:
+def _other_task(mistake: dict, path: tuple, roots: list, word: Any, words_of: Callable) -> str | None:
+    """The task whose configs know `word` at `path`, where the task of this config doesn't.
+
+    words_of:  function of a model: the words, keys or names, that it knows.
+    """
+    if len(path) > 1 or not mistake["loc"]:
+        return None
+    tasks: list = []
+    for root in roots:
+        section = root.model_fields.get(path[0]) if path else None
+        models = [root] if not path else _models_in(section.annotation) if section else []
+        if any(word in words_of(model) for model in models):
+            tasks += _names(root)
+    return tasks[0] if tasks and mistake["loc"][0] not in tasks else None
+
+
+def _text(mistake: dict, path: tuple, owner: type[BaseModel], models: list, roots: list) -> tuple[tuple, str]:
     """What is wrong and what was expected; before it, the rest of the path if the mistake lies deeper than `path`."""
     kind, value, context = mistake["type"], mistake["input"], mistake.get("ctx", {})
     if kind == "extra_forbidden":
         key = mistake["loc"][-1]
         section = models[0]
-        return (key,), f"unknown key; {section.elsewhere.get(key) or _instead(key, section.model_fields)}"
+        if key in section.elsewhere:
+            return (key,), f"unknown key; {section.elsewhere[key]}"
+        task = _other_task(mistake, path, roots, key, lambda model: model.model_fields)
+        return (key,), f"unknown key; {f'it is for task: {task}' if task else _instead(key, section.model_fields)}"
     if kind == "missing":
         return (), _missing(owner.model_fields[path[-1]])
     if kind in ("union_tag_not_found", "union_tag_invalid"):
@@ -101,7 +120,9 @@ def _text(mistake: dict, path: tuple, owner: type[BaseModel], models: list) -> t
         choices = [name for model in models for name in _names(model)]
         if kind == "union_tag_not_found":
             return (key,), f"missing; {_one_of(choices)}"
-        return (key,), _not_among(value.get(key), choices)
+        task = _other_task(mistake, path, roots, value.get(key), _names)
+        hint = f"; {value[key]!r} is for task: {task}" if task else ""
+        return (key,), _not_among(value.get(key), choices) + hint
     if kind == "literal_error":
         return (), _not_among(value, [ast.literal_eval(text) for text in re.split(", | or ", context["expected"])])
     if kind == "augmentation":

@@ -1,5 +1,6 @@
-"""What a config's model section may say, for each model."""
+"""What a config's model section may say for each segmentation model, and for any model on a backbone."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -57,8 +58,8 @@ LevelChannels = Annotated[
 WeightSource = Annotated[Text, AfterValidator(_weight_source)]
 
 
-class _Model(Section):
-    """What all models on a backbone share."""
+class BackboneModel(Section):
+    """What all models on a backbone share, whatever their task."""
 
     name: str = Field(description="The model.")
     backbone: BackboneName = Field(description="The feature extractor.")
@@ -70,11 +71,6 @@ class _Model(Section):
     alpha: Positive = Field(default=1.0, description="Width multiplier of the backbone.")
     output_stride: Literal[8, 16, 32] = Field(
         default=32, description="Stride of the deepest features; below 32, later stages are dilated instead of strided."
-    )
-    multi_grid: Annotated[Several[Count], NotEmpty] | None = Field(
-        default=None,
-        description="Unit rates that multiply the dilation of the last stage's convolutions, such as [1, 2, 4]; "
-        "null: all 1 (DeepLabv3, section 3.2.1).",
     )
     weights: WeightSource | None = Field(
         default="imagenet",
@@ -90,6 +86,22 @@ class _Model(Section):
     )
     freeze_stages: int = Field(
         default=0, ge=0, le=5, description="How many of the strides 2, 4, 8, 16, 32 aren't trained, norms included."
+    )
+
+    def refuse_unused(self, keys: Iterable[str], needed: str) -> None:
+        """ValueError where one of `keys`, of no use without what is `needed`, has another value than its default."""
+        for key in keys:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is {shown(getattr(self, key))}, which needs {needed}")
+
+
+class _Model(BackboneModel):
+    """What all segmentation models share."""
+
+    multi_grid: Annotated[Several[Count], NotEmpty] | None = Field(
+        default=None,
+        description="Unit rates that multiply the dilation of the last stage's convolutions, such as [1, 2, 4]; "
+        "null: all 1 (DeepLabv3, section 3.2.1).",
     )
 
 
@@ -171,11 +183,10 @@ class UNetModel(_Model):
     def _keys_fit_the_encoder(self):
         plain = ("width", "depth", "padding")
         of_backbone = ("variant", "alpha", "output_stride", "multi_grid", "weights", "activation", "freeze_stages")
-        wrong = (*of_backbone, "decoder_channels") if self.backbone is None else plain
-        for key in wrong:
-            if getattr(self, key) != type(self).model_fields[key].default:
-                needed = "a backbone, but model.backbone is null" if self.backbone is None else "model.backbone: null"
-                raise ValueError(f"{key} is {shown(getattr(self, key))}, which needs {needed}")
+        if self.backbone is None:
+            self.refuse_unused((*of_backbone, "decoder_channels"), "a backbone, but model.backbone is null")
+        else:
+            self.refuse_unused(plain, "model.backbone: null")
         if self.norm == ("frozen" if self.backbone is None else "none"):
             needed = "a backbone with weights" if self.backbone is None else "model.backbone: null"
             raise ValueError(f"norm is {self.norm}, which needs {needed}")

@@ -124,19 +124,28 @@ def to_yaml(value: Any) -> str:
 
 
 def read_tree(
-    path: str | os.PathLike, overrides: Sequence[str], defaults: dict, take_same_keys: Callable[[str, str], bool]
+    path: str | os.PathLike,
+    overrides: Sequence[str],
+    defaults: dict[str, dict],
+    take_same_keys: Callable[[str, str], bool],
 ) -> tuple[Node, list[str]]:
     """The tree of the config at `path`, and the mistakes found that didn't keep it from being read.
 
-    defaults:        the lists and mappings that a config has even where no file names them.
+    defaults:        {task: the lists and mappings that its configs have even where no file names them}.
     take_same_keys:  says of two names whether mappings of those names have the same keys (see `_merge`).
     Raises UserError where a file can't be read at all or `base` leads nowhere.
     """
     problems: list[str] = []
     tree = _read_with_bases(Path(path), (), problems, take_same_keys)
-    tree = _with_defaults(tree, defaults)
-    for text in overrides:
+    of_task = [text for text in overrides if text.partition("=")[0].strip() == "task"]  # decide on the defaults
+    for text in of_task:
         tree = _override(tree, text, problems)
+    task = tree.child("task")
+    if task is not None and isinstance(task.value, str):
+        tree = _with_defaults(tree, defaults.get(task.value, {}))
+    for text in overrides:
+        if text not in of_task:
+            tree = _override(tree, text, problems)
     return tree, problems
 
 

@@ -13,6 +13,7 @@ from detseg.data.objects import MIN_VISIBILITY
 # The ImageNet mean colour, so that padding is near zero after every backbone's normalisation.
 _RGB_FILL = (124, 116, 104)
 _GREY_FILL = 117
+
 _CROP_TRIES = 10  # as cat_max_ratio in MMSegmentation
 
 _FLIP_AXES = {"horizontal": (1,), "vertical": (0,), "both": (1, 0)}
@@ -35,6 +36,11 @@ def create_augmentation(items, ignore_label, class_pixels=None):
         return sample
 
     return augment
+
+
+def fill_colour(channels):
+    """What images of so many channels are padded with."""
+    return _RGB_FILL if channels == 3 else _GREY_FILL
 
 
 def resize_sample(sample, height, width):
@@ -124,7 +130,7 @@ def _cropped(sample, starts, size, ignore_label, min_visibility=MIN_VISIBILITY):
     label_map, instance_ids, objects = sample.label_map, sample.instance_ids, sample.objects
     return dataclasses.replace(
         sample,
-        image=_window(sample.image, starts, size, _RGB_FILL if sample.image.shape[2] == 3 else _GREY_FILL),
+        image=_window(sample.image, starts, size, fill_colour(sample.image.shape[2])),
         label_map=None if label_map is None else _window(label_map, starts, size, ignore_label),
         instance_ids=None if instance_ids is None else _window(instance_ids, starts, size, 0),
         objects=None if objects is None else objects.cropped(starts, size, min_visibility),

@@ -38,17 +38,52 @@ def describe_repeats(class_presence, threshold, classes):
     return f"repeat factors: {listed}; a pass over {count} images has {pass_length:.0f} on average"
 
 
+def order_by_groups(groups, filled, batch_size, edge_group):
+    """An order of N shuffled items in which batches have items of one group.
+
+    groups:      int (N,), each item's.
+    filled:      how many places of the first batch are taken by items of another pass.
+    edge_group:  preferred for the rest of that batch, and for the last one, which may have places left. As all passes
+                 prefer the same, no pass needs to know another.
+    Returns      int (N,), indices. Whole batches come when their last item would have come; what is left of groups
+                 makes mixed batches at the end, before the last one if it isn't whole.
+    """
+    head = min(-filled % batch_size, len(groups))
+    tail = (len(groups) - head) % batch_size
+    edges = np.argsort(groups != edge_group, kind="stable")[: head + tail]
+    rest = np.delete(np.arange(len(groups)), edges)
+    whole, left = [], []
+    for group in np.unique(groups[rest]):
+        items = rest[groups[rest] == group]
+        count = len(items) // batch_size * batch_size
+        whole.append(items[:count].reshape(-1, batch_size))
+        left.append(items[count:])
+    if not whole:
+        return edges
+    whole = np.concatenate(whole)  # (batches, batch_size)
+    whole = whole[np.argsort(whole[:, -1])]
+    return np.concatenate([edges[:head], whole.ravel(), *left, edges[head:]])
+
+
 class Passes:
     """The order of images over a whole training: pass after pass, each shuffled for itself.
 
     In a pass an image with repeat factor r comes floor(r) times, and once more with the probability of r's fraction.
-    What `at` says depends on the seed, the factors and the position only, never on what was asked before.
+    What `at` says depends on the seed, the factors, the groups and the position only, never on what was asked before.
     """
 
-    def __init__(self, repeat_factors, seed, length):
-        """repeat_factors: float (N,), each >= 1. length: positions that will be asked for."""
+    def __init__(self, repeat_factors, seed, length, groups=None, batch_size=1):
+        """repeat_factors: float (N,), each >= 1. length: positions that will be asked for.
+
+        groups:      int (N,), each image's: positions from a multiple of batch_size to the next get images of one
+                     group, as far as a pass has them. None: any images come together.
+        """
         self._factors = np.asarray(repeat_factors)
         self._seed = seed
+        self._groups = None if groups is None else np.asarray(groups)
+        self._batch_size = batch_size
+        if groups is not None:
+            self._edge_group = np.bincount(self._groups, self._factors).argmax()
         self._shuffled = functools.lru_cache(maxsize=8)(self._shuffled)
         most = length // len(self._factors) + 1  # a pass has at least N positions
         self._starts = np.cumsum([0] + [self._repeats(number).sum() for number in range(most)])
@@ -72,6 +107,9 @@ class Passes:
         indices = np.repeat(np.arange(len(repeats)), repeats)
         times_before = np.arange(len(indices)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
         order = self._rng(number).permutation(len(indices))
+        if self._groups is not None:
+            groups, start = self._groups[indices[order]], int(self._starts[number])
+            order = order[order_by_groups(groups, start % self._batch_size, self._batch_size, self._edge_group)]
         return indices[order], times_before[order]
 
     def _rng(self, number):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops
 
+from detseg.errors import UserError
+
 CENTRES = {"cell": 0.5, "corner": 0.0}  # of a position's anchors, in strides from its cell's top left
 
 
@@ -71,3 +73,49 @@ class Anchors:
 
     def _centres(self, count, stride):
         return (ops.arange(count, dtype="float32") + CENTRES[self.centre]) * ops.cast(stride, "float32")
+
+
+# model.anchor_form -> where and how anchors lie
+FORMS = {
+    "cell": {"centre": "cell", "rounded": False},
+    "torchvision": {"centre": "corner", "rounded": True},
+}
+
+
+class LevelAnchors:
+    """The anchors of a detector's levels, by the values of its config.
+
+    sizes, ratios, scales:  of `Anchors`; sizes has an item for each level, as many sizes in each.
+    form:                   a key of `FORMS`. "torchvision": at the corners of cells, of whole pixels, and a level's are
+                            image size // map size apart, not its stride.
+    strides:                {native stride of each level, as its name: actual stride}.
+    Raises UserError for sizes that don't fit the levels.
+    """
+
+    def __init__(self, sizes, ratios, scales, form, strides):
+        sizes = tuple(tuple(size) if isinstance(size, list | tuple) else size for size in sizes)
+        counts = {np.size(size) for size in sizes}
+        if len(sizes) != len(strides) or len(counts) != 1:
+            raise UserError(
+                f"model.anchor_sizes: {list(sizes)} doesn't fit the {len(strides)} levels, of strides "
+                f"{', '.join(map(str, strides))}; expected one item for each, all of them sizes in pixels or all lists "
+                "of equally many, since the levels share one head"
+            )
+        self.anchors = Anchors(sizes, tuple(ratios), tuple(scales), **FORMS[form])
+        self.strides = tuple(strides.values())
+        self._follow_maps = form == "torchvision"
+
+    def count(self):
+        """How many there are at a position."""
+        return self.anchors.count()
+
+    def __call__(self, image_size, level_sizes):
+        """The anchors of each level, list of (N, 4) float32 as those of `Anchors`.
+
+        image_size, level_sizes:  (height, width) of the padded image and of each map, ints or scalar tensors.
+        """
+        strides = self.strides
+        if self._follow_maps:
+            height, width = image_size
+            strides = [(height // rows, width // columns) for rows, columns in level_sizes]
+        return self.anchors(level_sizes, strides)

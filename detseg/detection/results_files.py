@@ -5,12 +5,14 @@ import math
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 from pycocotools import mask as rle
 
 from detseg.data.bad_boxes import raise_problems
 from detseg.data.coco_file import encode_segmentation, looks_like_corners
+from detseg.data.voc_annotation import CORNERS
 from detseg.errors import UserError
 from detseg.files import make_folder, written_whole
 
@@ -118,6 +120,42 @@ def write_voc_results(folder, list_name, detections, classes):
     for name, lines_of_class in lines.items():
         with written_whole(_voc_path(folder, list_name, name)) as temporary:
             temporary.write_text("".join(lines_of_class), encoding="utf-8")
+
+
+def write_voc_annotation(path, image_name, image_shape, found, classes, inclusive=True):
+    """Writes detections as an annotation in PASCAL VOC's XML, for tools that correct labels; boxes without area, which
+    annotations cannot have, are left out.
+
+    image_name:   file name of the image.
+    image_shape:  (H, W, C).
+    found:        Detections, or what has the same fields. Scores are written too, which readers of VOC pass over.
+    inclusive:    bool. True: the devkit's corners, the first pixel being 1, xmax and ymax within the box; False: edges
+                  counted from 0 (data.voc_boxes: continuous).
+    """
+    root = ElementTree.Element("annotation")
+    _add(root, "filename", image_name)
+    size = ElementTree.SubElement(root, "size")
+    for field, value in zip(("height", "width", "depth"), image_shape, strict=True):
+        _add(size, field, value)
+    first = 1 if inclusive else 0
+    for box, label, score in zip(found.boxes, found.labels, found.scores, strict=True):
+        corners = np.round(np.asarray(box, np.float64), _DECIMALS) + np.array([first, first, 0, 0])
+        if (box[2:] <= box[:2]).any():
+            continue
+        item = ElementTree.SubElement(root, "object")
+        _add(item, "name", classes[label])
+        _add(item, "difficult", 0)
+        _add(item, "score", score)
+        bndbox = ElementTree.SubElement(item, "bndbox")
+        for field, value in zip(CORNERS, corners, strict=True):
+            _add(bndbox, field, f"{value:.{_DECIMALS}f}".rstrip("0").rstrip("."))
+    ElementTree.indent(root)
+    with written_whole(path) as temporary:
+        ElementTree.ElementTree(root).write(temporary, encoding="utf-8", xml_declaration=True)
+
+
+def _add(parent, field, value):
+    ElementTree.SubElement(parent, field).text = str(value)
 
 
 def read_voc_results(folder, list_name, image_names, classes):

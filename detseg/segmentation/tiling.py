@@ -13,14 +13,13 @@ import numpy as np
 from keras import ops
 
 from detseg.errors import UserError
-from detseg.inference import Prediction, compile_forward
+from detseg.inference import DEFAULT_TILE_MEMORY, Prediction, compile_forward
 from detseg.layers.padding import MirrorPad
 from detseg.layers.resize import resize_bilinear
 from detseg.segmentation.receptive_field import inexact_layers, peak_bytes, receptive_field
 
 logger = logging.getLogger("detseg")
 
-DEFAULT_MEMORY = 2**30  # bytes
 # What a network takes over the maps alive (`peak_bytes`), most of it oneDNN's reordered copies. Measured on CPUs, 1020
 # to 2048 pixels wide: U-Nets of width 16 1.23 to 1.52, of width 64 1.19, with ResNet-18 1.11, FCNs 1.30 and 1.34.
 _COPIES = 1.5
@@ -41,7 +40,7 @@ class Tiler:
     Raises UserError for a tile that is too small or doesn't fit the network's strides.
     """
 
-    def __init__(self, model, tile="auto", memory_bytes=DEFAULT_MEMORY):
+    def __init__(self, model, tile="auto", memory_bytes=DEFAULT_TILE_MEMORY):
         network, margin, residue = without_mirror(model)
         inexact = inexact_layers(network)
         if inexact:

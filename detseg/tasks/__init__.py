@@ -1,12 +1,13 @@
 """What a config's task means: its model, training targets, loss, inference, scores and drawings.
 
-The only place that knows both tasks. Training, evaluation and prediction talk to a task through the methods of
-`SegmentationTask`.
+The only place that knows both tasks. Training, evaluation and prediction talk to a task through the methods that
+`SegmentationTask` and `DetectionTask` share.
 """
 
+from detseg.tasks.detection import DetectionTask
 from detseg.tasks.segmentation import SegmentationTask
 
-_TASKS = {"segmentation": SegmentationTask}
+_TASKS = {"segmentation": SegmentationTask, "detection": DetectionTask}
 
 
 def create_task(config, classes):

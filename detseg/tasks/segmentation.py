@@ -2,26 +2,25 @@
 
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from detseg import config as schema
 from detseg.data.augment import create_augmentation, resize_sample, resized_size
 from detseg.data.classes import BACKGROUND
-from detseg.data.palette import voc_palette, write_index_png
 from detseg.data.validate import median_frequency_weights
-from detseg.data.windows import write_label_tiff
-from detseg.drawing import Overview, draw_label_map, write_png
 from detseg.errors import UserError
-from detseg.files import written_whole
-from detseg.inference import SegmentationInference, TestTimeAugmentation
+from detseg.inference import PLAIN, SegmentationInference, TestTimeAugmentation
 from detseg.segmentation.auxiliary import ModelWithAuxiliary
 from detseg.segmentation.deeplabv3 import effective_rates
 from detseg.segmentation.losses import LOSSES, WeightedSum
 from detseg.segmentation.tiling import Tiler, tiled_forward
 from detseg.segmentation.weight_maps import border_weights, instances_of_components, separate_touching
 from detseg.tasks.segmentation_models import create_segmentation_model, minimum_size
+from detseg.tasks.segmentation_results import SegmentationWriter
 from detseg.tasks.segmentation_scores import SegmentationScores, create_extra_scores, format_extra_scores
+from detseg.tasks.training_size import training_size
 
 logger = logging.getLogger("detseg")
 
@@ -34,6 +33,8 @@ class SegmentationTask:
     """
 
     score_name = "miou"  # what the best checkpoint is chosen by, higher is better
+    score_label = "mIoU"
+    one_size = True  # of the images of a batch
 
     def __init__(self, config, classes):
         self.config = config
@@ -126,7 +127,15 @@ class SegmentationTask:
             raise UserError("loss: border_weights are in two losses; expected in one cross_entropy at most")
         return found[0] if found else None
 
-    def check_training_data(self, scan):
+    def create_collation(self, scan):
+        """None: samples are stacked."""
+        return None
+
+    def image_groups(self, scan):
+        """None: all images get one size."""
+        return None
+
+    def check_training_data(self, scan, dataset):
         """Raises UserError unless augmentation makes all images of the training split one size, as batches need.
 
         Warns where that size is too small for the model's atrous rates.
@@ -142,7 +151,7 @@ class SegmentationTask:
         if self._border_weights() is not None:
             name = self.classes[self._background]
             logger.info("border_weights: objects are what isn't %s, and the weights lie between them", name)
-        size = self._training_size(scan)
+        size = training_size(self.config, scan)
         if not isinstance(self.config.model, schema.AtrousModel):
             return
         self._check_image_pooling()
@@ -170,41 +179,32 @@ class SegmentationTask:
                 *(*size, map_size, settings.output_stride, " and ".join(useless)),
             )
 
-    def _training_size(self, scan):
-        """(height, width) of all training images, None where only albumentations knows."""
-        remedy = "add random_crop: [height, width] or resize: [height, width] to augmentation, or set data.resize"
-        for item in reversed(self.config.augmentation):
-            if isinstance(item, schema.Albumentations):
-                return None  # known only when it runs
-            if isinstance(item, schema.RandomCrop):
-                return item.size
-            if isinstance(item, schema.Resize):
-                return item.height, item.width
-            if isinstance(item, schema.ScaleJitter):
-                raise UserError(f"augmentation: after scale_jitter images differ in size and form no batch; {remedy}")
-        sizes = sorted({resized_size(self.config.data.resize, *size) for size in scan.image_sizes})
-        if len(sizes) > 1:
-            raise UserError(
-                f"data.train: images have {len(sizes)} sizes, {sizes[0]} to {sizes[-1]} (height, width), and form no "
-                f"batch; {remedy}"
-            )
-        return sizes[0]
+    def check_options(self, options):
+        """UserError for PredictionOptions that segmentation has not."""
+        asked = {
+            "--score-threshold": options.score_threshold is not None,
+            "--max-detections": options.max_detections is not None,
+            "--voc-xml": options.voc_xml,
+        }
+        wrong = [name for name, is_asked in asked.items() if is_asked]
+        if wrong:
+            raise UserError(f"{', '.join(wrong)}: for task: detection; this run's task is segmentation")
 
-    def create_inference(self, model, probabilities=False, tta=False, tiler=None):
-        """Function image (H, W, C) -> Prediction.
+    def create_inference(self, model, options=PLAIN, tiler=None):
+        """Function image (H, W, C) -> Prediction with a label map.
 
-        probabilities:  bool, whether predictions carry them.
-        tta:            bool, whether they are averaged over the views of the config's `tta`.
-        tiler:          None, or the model's Tiler (`create_tiler`), through which images go tile by tile.
+        options:  PredictionOptions.
+        tiler:    None, or the model's Tiler (`create_tiler`), through which images go tile by tile.
         """
+        self.check_options(options)
         if isinstance(model, ModelWithAuxiliary):
             model = model.without_auxiliary()
         views = None
-        if tta:
+        if options.tta:
             settings = self.config.tta
             views = TestTimeAugmentation(settings.scales, settings.flip, minimum_size(self.config.model))
-        forward = None if tiler is None else tiled_forward(tiler, probabilities or tta)
-        return SegmentationInference(model, self.config.data.resize, probabilities, views, forward)
+        forward = None if tiler is None else tiled_forward(tiler, options.probabilities or options.tta)
+        return SegmentationInference(model, self.config.data.resize, options.probabilities, views, forward)
 
     def create_tiler(self, model, tile, memory_bytes):
         """The Tiler of a model: tile "auto" or pixels, from memory_bytes for one tile."""
@@ -221,11 +221,19 @@ class SegmentationTask:
         parts = create_extra_scores(self.config.evaluation, self.classes, ignore_label)
         return SegmentationScores(self.classes, ignore_label, parts)
 
-    @property
-    def scores_need_probabilities(self):
-        """Whether `create_scores(extra=True)` has to be given predictions with probabilities."""
+    def evaluation_options(self, options):
+        """The options that `create_scores(extra=True)` needs beside those given."""
         evaluation = self.config.evaluation
-        return evaluation.em is not None or evaluation.instances is not None
+        needs_probabilities = evaluation.em is not None or evaluation.instances is not None
+        return replace(options, probabilities=options.probabilities or needs_probabilities)
+
+    def figures(self, result):
+        """{name: float} of a result of `evaluate` to follow over the epochs, the one that decides first."""
+        return {name: value for name, value in result.items() if isinstance(value, float)}
+
+    def write_scores(self, scores, dataset, folder, name):
+        """Nothing beside FOLDER/NAME.json; returns the paths, none."""
+        return []
 
     def _check_background(self):
         """Objects are what isn't class 0."""
@@ -235,29 +243,10 @@ class SegmentationTask:
                 "is not; order them by data.classes"
             )
 
-    def output_suffixes(self, probabilities):
-        """The endings, after an image's stem, of the files that `write_prediction` writes."""
-        return (".png", "_overlay.png", ".npz") if probabilities else (".png", "_overlay.png")
-
-    def write_prediction(self, prediction, image, output, stem):
-        """Writes STEM.png (palette PNG of class indices), STEM_overlay.png and, where the prediction has probabilities,
-        STEM.npz (probabilities (H, W, K), classes) into the folder `output`."""
-        write_index_png(output / f"{stem}.png", prediction.label_map, voc_palette())
-        write_png(output / f"{stem}_overlay.png", draw_label_map(image, prediction.label_map, self.classes))
-        if prediction.probabilities is not None:
-            with written_whole(output / f"{stem}.npz") as path:
-                np.savez_compressed(path, probabilities=prediction.probabilities, classes=np.array(self.classes))
-
-    def write_large_prediction(self, bands, source, output, stem):
-        """Writes STEM.tif (palette TIFF of class indices, row by row) and a reduced STEM_overlay.png.
-
-        bands:   iterable of Predictions of bands of rows, from the top down.
-        source:  what they were made from: has shape (H, W, C) and read(row, column, height, width).
-        """
-        overview = Overview(source)
-        label_maps = (overview.add(band.label_map) for band in bands)
-        write_label_tiff(output / f"{stem}.tif", source.shape[:2], label_maps, voc_palette())
-        write_png(output / f"{stem}_overlay.png", draw_label_map(overview.image, overview.label_map, self.classes))
+    def create_writer(self, output, options, category_ids=None):
+        """What writes predictions into a folder."""
+        self.check_options(options)
+        return SegmentationWriter(output, self.classes, options.probabilities)
 
     def format_scores(self, result):
         """A result of `evaluate` as lines of text: every class from best to worst, and the scores."""

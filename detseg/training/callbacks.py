@@ -63,8 +63,9 @@ class Validate(keras.callbacks.Callback):
             return
         with averaged_weights(self.model):
             result = evaluate(self._task, self._inference, self._dataset, self._config.workers, progress="validation")
-            logs |= {f"val_{name}": value for name, value in result.items() if isinstance(value, float)}
-            score = result[self._task.score_name]
+            figures = self._task.figures(result)
+            logs |= {f"val_{name}": value for name, value in figures.items()}
+            score = figures[self._task.score_name]
             best = self.best["score"]
             if best is None or math.isnan(best) or score > best:
                 self.best = {"score": score, "epoch": epoch + 1}
@@ -78,10 +79,11 @@ class Validate(keras.callbacks.Callback):
 class Record(keras.callbacks.Callback):
     """Writes each epoch to history.csv, the log and TensorBoard, and shows a progress bar over the whole run."""
 
-    def __init__(self, folder, score_name, batch_size, steps_per_epoch, epochs, initial_epoch=0):
+    def __init__(self, folder, task, batch_size, steps_per_epoch, epochs, initial_epoch=0):
         super().__init__()
         self._folder = folder
-        self._score_key = f"val_{score_name}"
+        self._score_key = f"val_{task.score_name}"
+        self._score_label = task.score_label
         self._batch_size = batch_size
         self._steps_per_epoch = steps_per_epoch
         self._epochs = epochs
@@ -112,6 +114,7 @@ class Record(keras.callbacks.Callback):
         row = {
             "epoch": epoch + 1,
             "loss": logs["loss"],
+            **{key: value for key, value in logs.items() if key.endswith("_loss")},
             "learning_rate": float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)),
             **{key: value for key, value in logs.items() if key.startswith("val_") and "per_second" not in key},
             "images_per_second": round(self._steps_per_epoch * self._batch_size / self._seconds, 3),
@@ -120,7 +123,7 @@ class Record(keras.callbacks.Callback):
         self._folder.append_history(row)
         self._board.write(epoch + 1, {key: value for key, value in row.items() if key != "epoch"})
         score = row.get(self._score_key)
-        self._score = f", mIoU {score:.4f}" if score is not None else self._score
+        self._score = f", {self._score_label} {score:.4f}" if score is not None else self._score
         scores = "" if score is None else f", {self._score_key} {score:.4f}"
         logger.info(
             "epoch %d/%d: loss %.4f%s, %.1f images/s, %.0f s",

@@ -6,7 +6,7 @@ import logging
 import keras
 
 from detseg.data.datasets import check_classes, create_dataset
-from detseg.data.loader import SampleStream, load_batches
+from detseg.data.loader import SampleStream, load_for_fit
 from detseg.data.sampling import describe_repeats, image_repeat_factors
 from detseg.data.validate import scan_split
 from detseg.errors import UserError
@@ -37,15 +37,15 @@ def train(config, run, resume=False):
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.train.precision)
 
-    train_set = create_dataset(config.data, "train")
-    val_set = create_dataset(config.data, "val") if config.data.val is not None else None
+    train_set = create_dataset(config.data, "train", config.task)
+    val_set = create_dataset(config.data, "val", config.task) if config.data.val is not None else None
     task = create_task(config, train_set.classes)
     if resume:
         check_classes(train_set, folder.read_classes(), folder.path)
     if val_set is not None:
         check_classes(val_set, train_set.classes, "data.train")
     scan = scan_split(train_set)
-    task.check_training_data(scan)
+    task.check_training_data(scan, train_set)
     prepare = task.create_preparation(scan)
     if val_set is not None:
         scan_split(val_set)
@@ -60,14 +60,16 @@ def train(config, run, resume=False):
     repeat_factors = image_repeat_factors(scan.class_presence, sampling.threshold if sampling else 0.0)
     steps_per_epoch = config.train.steps_per_epoch or max(1, int(repeat_factors.sum()) // batch_size)
     length = config.train.epochs * steps_per_epoch * batch_size
-    stream = SampleStream(train_set, prepare, config.seed, length, repeat_factors)
+    stream = SampleStream(
+        train_set, prepare, config.seed, length, repeat_factors, task.one_size, task.image_groups(scan), batch_size
+    )
     compile_model(model, backbone, loss, config, steps_per_epoch)
     progress = {"epoch": 0, "best": None}
     if resume:
         progress = restore_state(folder.state, model)
         folder.continue_from(progress["epoch"], config)
     else:
-        folder.create(config, task.classes, class_weights)
+        folder.create(config, task.classes, class_weights, getattr(train_set, "category_ids", None))
     with _log_to(folder.log):
         logger.info(
             "%s: %d training images, %s validation images, %d classes, %d parameters",
@@ -75,11 +77,12 @@ def train(config, run, resume=False):
         )
         if sampling is not None:
             logger.info(describe_repeats(scan.class_presence, sampling.threshold, task.classes))
-        _fit(task, model, config, folder, stream, val_set, steps_per_epoch, progress)
+        collate = task.create_collation(scan)
+        _fit(task, model, config, folder, stream, collate, val_set, steps_per_epoch, progress)
     return folder
 
 
-def _fit(task, model, config, folder, stream, val_set, steps_per_epoch, progress):
+def _fit(task, model, config, folder, stream, collate, val_set, steps_per_epoch, progress):
     settings = config.train
     start = progress["epoch"] * steps_per_epoch * settings.batch_size
     if start >= len(stream):
@@ -88,11 +91,11 @@ def _fit(task, model, config, folder, stream, val_set, steps_per_epoch, progress
     if val_set is not None:
         validate = Validate(task, model, val_set, folder.best_weights, settings, settings.epochs, best=progress["best"])
     counts = (settings.batch_size, steps_per_epoch)
-    record = Record(folder, task.score_name, *counts, settings.epochs, progress["epoch"])
+    record = Record(folder, task, *counts, settings.epochs, progress["epoch"])
     callbacks = [StopOnNonFiniteLoss(stream, *counts), validate, record, SaveState(folder.state, validate)]
     try:
         model.fit(
-            load_batches(stream, settings.batch_size, settings.workers, start),
+            load_for_fit(stream, settings.batch_size, settings.workers, start, collate),
             steps_per_epoch=steps_per_epoch,
             epochs=settings.epochs,
             initial_epoch=progress["epoch"],

@@ -24,6 +24,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.classes = self.path / "classes.json"
+        self.category_ids = self.path / "category_ids.json"
         self.environment = self.path / "environment.json"
         self.class_weights = self.path / "class_weights.json"
         self.best_weights = self.path / "best.weights.h5"
@@ -40,15 +41,18 @@ class RunFolder:
                 f"{self.path}: already holds files. Go on with --resume, or choose another folder with --run"
             )
 
-    def create(self, config, classes, class_weights=None):
+    def create(self, config, classes, class_weights=None, category_ids=None):
         """Starts a new run.
 
+        category_ids:   the source's id of each class, which results carry; None where it has none.
         class_weights:  {class name: weight} where they were computed from the data, else None.
         """
         self.check_new()
         make_folder(self.path, "--run")
         save_config(config, self.config)
         self._write_json(self.classes, list(classes))
+        if category_ids is not None:
+            self._write_json(self.category_ids, list(category_ids))
         self._write_json(self.environment, describe_environment())
         if class_weights is not None:
             self._write_json(self.class_weights, class_weights)
@@ -66,12 +70,19 @@ class RunFolder:
 
     def read_class_weights(self):
         """The class weights that `create` kept, or None."""
-        if not self.class_weights.is_file():
+        return self._read_optional(self.class_weights, "delete it to have it computed anew")
+
+    def read_category_ids(self):
+        """The ids that `create` kept, or None."""
+        return self._read_optional(self.category_ids, "delete it to have classes counted from 1")
+
+    def _read_optional(self, path, remedy):
+        if not path.is_file():
             return None
         try:
-            return json.loads(self.class_weights.read_text(encoding="utf-8"))
+            return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"{self.class_weights}: damaged ({error}); delete it to have it computed anew") from error
+            raise UserError(f"{path}: damaged ({error}); {remedy}") from error
 
     def continue_from(self, epoch, config):
         """Prepares the folder for a resumed run: the config with its new number of epochs, no rows after `epoch`."""

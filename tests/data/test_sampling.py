@@ -92,3 +92,75 @@ def test_passes_and_seeds_differ():
     first = [index for index, number, _ in passes[0] if number == 0]
     second = [index for index, number, _ in passes[0] if number == 1]
     assert first != second[: len(first)]
+
+
+# ----- groups --------------------------------------------------------------------------------------------------------
+
+grouped_passes = st.fixed_dictionaries(
+    {
+        "repeat_factors": st.lists(st.floats(1, 3), min_size=2, max_size=30),
+        "seed": st.integers(0, 2**32 - 1),
+        "batch_size": st.integers(1, 7),
+        "groups": st.lists(st.integers(0, 2), min_size=30, max_size=30),
+    }
+)
+
+
+def created(case, length=150):
+    groups = case["groups"][: len(case["repeat_factors"])]
+    return Passes(**(case | {"groups": groups}), length=length), np.array(groups)
+
+
+@given(grouped_passes)
+@settings(max_examples=40, deadline=None)
+def test_groups_change_only_the_order_within_a_pass(case):
+    grouped, _ = created(case)
+    plain = Passes(case["repeat_factors"], case["seed"], length=150)
+    at, expected = listed(grouped, 0, 150), listed(plain, 0, 150)
+    last = expected[-1][1]  # the only pass that is not asked for to its end
+    assert sorted(x for x in at if x[1] < last) == sorted(x for x in expected if x[1] < last)
+    assert [number for _, number, _ in at] == [number for _, number, _ in expected]
+
+
+@given(grouped_passes)
+@settings(max_examples=40, deadline=None)
+def test_each_pass_has_fewer_mixed_batches_than_groups(case):
+    passes, groups = created(case)
+    at = listed(passes, 0, 150)
+    size, last = case["batch_size"], at[-1][1]
+    mixed = np.zeros(last + 1, int)
+    for start in range(0, 150 - size + 1, size):
+        batch = at[start : start + size]
+        numbers = {number for _, number, _ in batch}
+        if len(numbers) == 1 and numbers != {last}:
+            mixed[batch[0][1]] += len({groups[index] for index, _, _ in batch}) > 1
+    assert (mixed < len(set(groups))).all()
+
+
+def test_two_groups_by_hand():
+    """14 images of group 1 and 7 of group 0, in batches of 4: 21 images a pass, so that batches straddle passes."""
+    groups = np.array([0, 1, 1] * 7)
+    at = listed(Passes(np.ones(21), 3, 84, groups, batch_size=4), 0, 84)
+    batches = np.array([groups[index] for index, _, _ in at]).reshape(-1, 4)
+    is_mixed = (batches != batches[:, :1]).any(axis=1)
+    # pass 0: images 0..20, of which 20 is in batch 5, which it shares with pass 1: both give it group 1
+    assert batches[5].tolist() == [1, 1, 1, 1]
+    assert np.flatnonzero(is_mixed).tolist() == [4, 9, 14, 20]  # one a pass
+    order = [index for index, _, _ in at[:21]]
+    assert order != sorted(order)
+    assert {tuple(batch) for batch in batches[:4]} == {(0,) * 4, (1,) * 4}
+
+
+@given(grouped_passes, st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_positions_of_groups_can_be_asked_for_in_any_order_and_from_anywhere(case, start):
+    whole = listed(created(case)[0], 0, 100)
+    assert listed(created(case)[0], start, 100) == whole[start:]
+    assert listed(created(case, length=300)[0], start, 100) == whole[start:]
+    backwards = created(case)[0]
+    assert [tuple(map(int, backwards.at(position))) for position in reversed(range(100))] == whole[::-1]
+
+
+def test_one_group_is_in_the_order_of_none():
+    plain = Passes(np.full(10, 1.3), 1, 60)
+    assert listed(Passes(np.full(10, 1.3), 1, 60, np.zeros(10, int), batch_size=1), 0, 60) == listed(plain, 0, 60)

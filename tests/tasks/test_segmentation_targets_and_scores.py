@@ -9,7 +9,7 @@ from pycocotools import mask as rle
 
 from detseg.data.sample import Sample
 from detseg.errors import UserError
-from detseg.inference import Prediction
+from detseg.inference import PLAIN, Prediction
 from detseg.segmentation.weight_maps import border_weights
 from detseg.tasks import create_task
 
@@ -77,7 +77,7 @@ def test_two_losses_with_border_weights_are_refused(quick_config):
 def test_training_data_of_a_single_class_are_refused(quick_config):
     scan = SimpleNamespace(class_pixels=np.array([0, 50]), image_sizes=((16, 24),))
     with pytest.raises(UserError, match=r"data\.train: all labelled pixels are of one class; expected at least two of"):
-        create_task(quick_config(), CLASSES).check_training_data(scan)
+        create_task(quick_config(), CLASSES).check_training_data(scan, dataset=None)
 
 
 def test_the_membrane_lies_between_cells_whatever_its_label(quick_config):
@@ -89,10 +89,10 @@ def test_the_membrane_lies_between_cells_whatever_its_label(quick_config):
 def test_mistakes_in_evaluation_are_told_before_training(quick_config):
     scan = SimpleNamespace(class_pixels=np.array([9, 50]), image_sizes=((16, 24),))
     with pytest.raises(UserError, match=r"evaluation\.em\.membrane: 'wall'"):
-        create_task(quick_config("evaluation={em: {membrane: wall}}"), CLASSES).check_training_data(scan)
+        create_task(quick_config("evaluation={em: {membrane: wall}}"), CLASSES).check_training_data(scan, dataset=None)
     plain = quick_config("model={name: unet}", "train.backbone_learning_rate_factor=0.1")
     with pytest.raises(UserError, match="the model has no backbone"):
-        create_task(plain, CLASSES).check_training_data(scan)
+        create_task(plain, CLASSES).check_training_data(scan, dataset=None)
 
 
 def predict(label_map):
@@ -112,7 +112,7 @@ def test_perfect_predictions_score_one_everywhere(quick_config):
     label_map, ids = two_cells()
     evaluation = "{boundary: {tolerance: 1}, em: {membrane: background}, instances: {}}"
     result, task = scores(quick_config, evaluation, [(sample(label_map, ids), predict(label_map))])
-    assert task.scores_need_probabilities
+    assert task.evaluation_options(PLAIN).probabilities
     assert result["mean_dice"] == result["boundary"]["f"] == result["em"]["v_rand"] == 1
     assert result["instances"]["coco"]["AP"] == pytest.approx(1)
     assert result["instances"]["dsb_ap"] == 1

@@ -4,15 +4,15 @@ import keras
 import numpy as np
 import pytest
 
-from detseg.config import schema
+from detseg.config import train
 from detseg.training.optimizers import OPTIMIZERS, create_optimizer
 from detseg.training.schedules import create_schedule
 
 
 def config_of(name, **keys):
     """The optimizer section of a config with its defaults."""
-    classes = (schema.SGD, schema.Adagrad, schema.Adadelta, schema.RMSprop, schema.Adam, schema.Adamax, schema.Nadam)
-    by_name = {cls.__name__.lower(): cls for cls in (*classes, schema.AdamW)}
+    classes = (train.SGD, train.Adagrad, train.Adadelta, train.RMSprop, train.Adam, train.Adamax, train.Nadam)
+    by_name = {cls.__name__.lower(): cls for cls in (*classes, train.AdamW)}
     return by_name[name](name=name, learning_rate=0.1, **{"weight_decay": 0.0, **keys})
 
 

@@ -231,7 +231,7 @@ def test_repeat_factors_lengthen_the_pass_and_are_logged(shapes_root, quick_conf
     scan = scan_split(create_dataset(config.data, "train"))
     steps_per_epoch = int(image_repeat_factors(scan.class_presence, 0.9).sum()) // 2
     assert steps_per_epoch > 12 // 2
-    (*_, stream, _, steps, _) = calls[0]
+    (*_, stream, _, _, steps, _) = calls[0]
     assert steps == steps_per_epoch
     assert len(stream) == 2 * 2 * steps_per_epoch
     assert "repeat factors: " in folder.log.read_text()

@@ -1,0 +1,163 @@
+"""Batches of images with objects, padded to one of a few shapes, so that few shapes are compiled."""
+
+import numpy as np
+
+from detseg.data.augment import fill_colour, resized_size
+from detseg.errors import UserError
+
+STRIDE = 32  # of a backbone's coarsest map
+
+
+def shape_buckets(resize, final_size, image_sizes=None, largest_scale=1.0):
+    """The shapes that training batches can have.
+
+    resize:         the config's data.resize.
+    final_size:     (height, width) of all images where augmentation ends in one size, else None.
+    image_sizes:    N (height, width) of the split; needed where both of these are None.
+    largest_scale:  by how much augmentation enlarges images at most, from 1 on.
+    Returns         tuple of (height, width), multiples of 32, by rising area. Where sides are limited to `shorter` and
+                    `longer`, each image fits one that is as short on one side; the last is for batches of both
+                    orientations.
+    """
+    if final_size is None and resize is not None and not hasattr(resize, "shorter"):
+        final_size = [round(side * largest_scale) for side in resize]
+    if final_size is not None:
+        return (tuple(_rounded_up(side) for side in final_size),)
+    if resize is not None:
+        sides = resize.shorter, resize.longer
+    else:
+        sides = max(min(size) for size in image_sizes), max(max(size) for size in image_sizes)
+    short, long = (_rounded_up(round(side * largest_scale)) for side in sides)
+    middle = _rounded_up((short + long) / 2)
+    shapes = {(short, short), (short, middle), (middle, short), (short, long), (long, short), (long, long)}
+    return tuple(sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape)))
+
+
+def bucket_for(sizes, buckets, names=None):
+    """The first of `buckets` (`shape_buckets`) that holds images of all these sizes, N (height, width).
+
+    names:  N str for the message of the UserError that it raises where none does.
+    """
+    for bucket in buckets:
+        if all(_fits(size, bucket) for size in sizes):
+            return bucket
+    names = names or ["an image"] * len(sizes)
+    images = list(zip(names, sizes, strict=True))
+    too_large = [image for image in images if not any(_fits(image[1], bucket) for bucket in buckets)]
+    described = ", ".join(f"{name}: {height}x{width} pixels" for name, (height, width) in too_large or images)
+    raise UserError(
+        f"{described}: fits none of the shapes of training batches, {_listed(buckets)}: augmentation enlarges it too "
+        "far. End augmentation with random_crop or resize: [height, width], or lower the scale of its transforms"
+    )
+
+
+def single_image_shape(resize, size):
+    """The (height, width) to which one image of `size`, as data.resize makes it, is padded for prediction: as in
+    training where data.resize limits sides, to multiples of 32 otherwise."""
+    if hasattr(resize, "shorter"):
+        return bucket_for([size], shape_buckets(resize, None))
+    return tuple(_rounded_up(side) for side in size)
+
+
+def bucket_groups(image_sizes, resize, buckets):
+    """int (N,): the index of the smallest bucket for each image of N sizes, at the size that data.resize gives it.
+
+    Batches of one group are padded least: see `detseg.data.sampling.Passes`.
+    """
+    if len(buckets) == 1:
+        return np.zeros(len(image_sizes), int)
+    indices = {size: buckets.index(bucket_for([resized_size(resize, *size)], buckets)) for size in set(image_sizes)}
+    return np.array([indices[size] for size in image_sizes], int)
+
+
+def describe_buckets(buckets, groups, batch_size):
+    """One line of text: which shapes training batches can have, each of which is compiled once.
+
+    groups:  of `bucket_groups`, or None where augmentation changes sizes, so that all may occur.
+    """
+    if groups is None:
+        return f"batches have up to {len(buckets)} shapes (height x width): {_listed(buckets)}"
+    shares = np.bincount(groups, minlength=len(buckets)) / len(groups)  # (buckets,)
+    present = [bucket for bucket, share in zip(buckets, shares, strict=True) if share]
+    shapes = dict.fromkeys(present, "mixed batches only")
+    if batch_size > 1:
+        shapes |= {bucket_for([a, b], buckets): "mixed batches only" for a in present for b in present}
+    shapes |= {bucket: f"{share:.1%} of the images" for bucket, share in zip(buckets, shares, strict=True) if share}
+    if len(shapes) == 1:
+        return f"batches have one shape (height x width): {_listed(shapes)}"
+    listed = ", ".join(f"{_listed([bucket])} ({shapes[bucket]})" for bucket in buckets if bucket in shapes)
+    return f"batches have up to {len(shapes)} shapes (height x width): {listed}"
+
+
+# ----- batches -------------------------------------------------------------------------------------------------------
+
+
+def object_arrays(sample):
+    """What `object_batch` makes a batch of: (name, image, boxes, labels, is_crowd) of a Sample with objects."""
+    objects = sample.objects
+    return sample.name, sample.image, objects.boxes, objects.labels, objects.is_crowd
+
+
+def object_batch(samples, buckets, max_objects):
+    """B tuples of `object_arrays` as x and y of Model.fit.
+
+    buckets:      of `shape_buckets`; images lie at the top left of the smallest that holds all of them, and the rest
+                  has the mean colour.
+    max_objects:  G >= 1, room for the objects of an image.
+    Returns       images uint8 (B, height, width, C), and a dict of "boxes" float32 (B, G, 4), "labels" int32 (B, G),
+                  -1 where there is no object, "is_crowd" bool (B, G), and "image_sizes" float32 (B, 2), the height and
+                  width of the image inside.
+    Raises        UserError if an image has more objects or fits no bucket.
+    """
+    names, images, boxes, labels, is_crowd = zip(*samples, strict=True)
+    sizes = [image.shape[:2] for image in images]
+    _check_counts(names, labels, max_objects)
+    return padded_images(images, bucket_for(sizes, buckets, names)), {
+        "boxes": _padded(boxes, max_objects, np.float32, 0),
+        "labels": _padded(labels, max_objects, np.int32, -1),
+        "is_crowd": _padded(is_crowd, max_objects, bool, False),
+        "image_sizes": np.array(sizes, np.float32),
+    }
+
+
+def _check_counts(names, labels, max_objects):
+    for name, of_image in zip(names, labels, strict=True):
+        if len(of_image) > max_objects:
+            raise UserError(
+                f"{name}: it has {len(of_image)} objects, but model.max_objects leaves room for {max_objects}. Set it "
+                f"to {len(of_image)} or more, or to null: the training split's largest number"
+            )
+
+
+def padded_images(images, shape):
+    """uint8 (B, height, width, C) of B images of up to this shape."""
+    channels = images[0].shape[2]
+    batch = np.empty((len(images), *shape, channels), np.uint8)
+    fill = fill_colour(channels)
+    for padded, image in zip(batch, images, strict=True):
+        height, width = image.shape[:2]
+        padded[:height, :width] = image
+        padded[:height, width:] = fill
+        padded[height:] = fill
+    return batch
+
+
+def _padded(arrays, length, dtype, fill):
+    """(B, length, ...) of B arrays (up to length, ...)."""
+    batch = np.full((len(arrays), length, *arrays[0].shape[1:]), fill, dtype)
+    for padded, array in zip(batch, arrays, strict=True):
+        padded[: len(array)] = array
+    return batch
+
+
+def _rounded_up(side):
+    """To a multiple of the stride."""
+    return -(-int(np.ceil(side)) // STRIDE) * STRIDE
+
+
+def _fits(size, bucket):
+    return size[0] <= bucket[0] and size[1] <= bucket[1]
+
+
+def _listed(shapes):
+    return ", ".join(f"{height}x{width}" for height, width in shapes)

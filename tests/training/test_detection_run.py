@@ -1,0 +1,192 @@
+"""A detector from config to run folder, figures, predictions and back, by the functions behind the tools."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+import detseg
+from detseg.cli import main
+from detseg.config import load_config
+from detseg.data.datasets import create_dataset
+from detseg.data.voc_detection import VOCDetection
+from detseg.errors import UserError
+from detseg.tasks import create_task
+from detseg.training import fit
+from detseg.training.callbacks import SaveState
+
+CONFIG = """
+task: detection
+data: {{format: coco, root: {root}, train: {train}, val: {val}, test: null}}
+augmentation: [{{scale_jitter: [0.8, 1.2]}}, {{random_crop: [96, 128]}}, {{flip: both}}]
+model:
+  name: faster_rcnn
+  backbone: vgg16
+  alpha: 0.0625
+  weights: null
+  finest_stride: 16
+  fpn_channels: 8
+  anchor_sizes: [[32, 48], [64, 80], [96, 120]]
+  head_channels: 16
+  rpn_samples: 16
+  roi_samples: 16
+  train_proposals: 30
+  test_proposals: 20
+train:
+  epochs: 2
+  batch_size: 4
+  optimizer: {{name: adam, learning_rate: 0.001}}
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(shapes_root, tmp_path_factory):
+    path = tmp_path_factory.mktemp("detection") / "tiny.yaml"
+    train_split, val_split = (
+        f"{{annotations: annotations/instances_{name}.json, images: JPEGImages}}" for name in ("train", "val")
+    )
+    path.write_text(CONFIG.format(root=shapes_root, train=train_split, val=val_split))
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(config_file):
+    """A run of two epochs, and one that was resumed from a copy of its state after the first."""
+    whole, resumed = (config_file.parent / name for name in ("whole", "resumed"))
+
+    class SaveStateTwice(SaveState):
+        def on_epoch_end(self, epoch, logs=None):
+            super().on_epoch_end(epoch, logs)
+            if epoch == 0:
+                shutil.copytree(whole, resumed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "SaveState", SaveStateTwice)
+        folder = fit.train(load_config(config_file), whole)
+    return folder, fit.train(load_config(config_file), resumed, resume=True)
+
+
+@pytest.fixture(scope="module")
+def run(runs):
+    return runs[0]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(runs):
+    (whole, whole_history), (resumed, resumed_history) = (
+        (detseg.load(folder.path).model.get_weights(), folder.read_history()) for folder in runs
+    )
+    assert [row["loss"] for row in resumed_history] == [row["loss"] for row in whole_history]
+    assert all(np.array_equal(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
+def test_history_has_every_part_of_the_loss_and_the_figures_of_the_validation(run):
+    row = run.read_history()[-1]
+    parts = ("rpn_class_loss", "rpn_box_loss", "class_loss", "box_loss")
+    assert all(float(row[name]) >= 0 for name in parts)
+    assert {"val_AP", "val_AP50", "val_AP75", "val_mAP"} <= row.keys()
+    assert json.loads(run.category_ids.read_text()) == [1, 2, 3, 4, 5]
+
+
+def test_evaluate_writes_figures_detections_and_drawings_and_scores_its_own_file_alike(run, config_file, capsys):
+    assert main(["evaluate", "--run", str(run.path), "--set", "model.score_threshold=0.001"]) == 0
+    assert "val: AP " in capsys.readouterr().out
+    result = json.loads((run.evaluation / "val.json").read_text())
+    assert result["task"] == "detection"
+    assert list(result["coco"]) == [
+        "AP",
+        "AP50",
+        "AP75",
+        "APs",
+        "APm",
+        "APl",
+        "AR1",
+        "AR10",
+        "AR100",
+        "ARs",
+        "ARm",
+        "ARl",
+    ]
+    assert result["voc"].keys() >= {"mAP07", "mAP"}
+    found = run.evaluation / "val_detections.json"
+    assert len(json.loads(found.read_text())) > 0
+    for name in ("curves", "confusion"):
+        assert cv2.imread(str(run.evaluation / f"val_{name}.png")) is not None
+    output = run.path.parent / "scored"
+    arguments = ["--detections", str(found), "--config", str(config_file), "--output", str(output)]
+    assert main(["evaluate", *arguments]) == 0
+    again = json.loads((output / "val.json").read_text())
+    assert again["coco"] == pytest.approx(result["coco"], abs=2e-3)
+    assert again["per_class"].keys() == result["per_class"].keys()
+
+
+def test_predictions_are_drawn_and_written_and_their_voc_annotations_read_back_as_the_boxes(run, shapes_root, tmp_path):
+    images = sorted((shapes_root / "JPEGImages").glob("*val*"))[:2]
+    for folder in ("JPEGImages", "ImageSets/Main"):
+        (tmp_path / folder).mkdir(parents=True)
+    for path in images:
+        shutil.copy(path, tmp_path / "JPEGImages")
+    (tmp_path / "ImageSets/Main/val.txt").write_text("\n".join(path.stem for path in images))
+    output = tmp_path / "Annotations"
+    arguments = ["predict", "--run", str(run.path), "--output", str(output), "--voc-xml", "--score-threshold", "0.001"]
+    assert main([*arguments, "--max-detections", "7", *map(str, images)]) == 0
+
+    predictor = detseg.load(run.path)
+    (tmp_path / "classes.txt").write_text("\n".join(predictor.classes))
+    annotations = VOCDetection(tmp_path, {"val": "val"}, "val", None, 3)
+    entries = json.loads((output / "predictions.json").read_text())
+    assert {entry["category_id"] for entry in entries} <= {1, 2, 3, 4, 5}
+    for index, path in enumerate(images):
+        own = [entry for entry in entries if entry["image_id"] == index + 1]
+        assert {entry["file_name"] for entry in own} == {path.name}
+        assert cv2.imread(str(output / f"{path.stem}_overlay.png")) is not None
+        found = predictor.predict(path, score_threshold=0.001, max_detections=7)
+        assert found.label_map is None
+        assert 0 < len(found.boxes) == len(own) <= 7
+        assert found.boxes.min() >= 0
+        assert found.boxes.max() <= 192
+        assert (np.diff(found.scores) <= 0).all()
+        written = annotations.objects(index)
+        np.testing.assert_allclose(written.boxes, found.boxes, atol=1e-3)
+        np.testing.assert_array_equal(written.labels, found.labels)
+
+
+def test_what_is_for_the_other_task_is_refused_by_name(run, shapes_root, tmp_path, capsys):
+    image = min((shapes_root / "JPEGImages").glob("*val*"))
+    for flag in (["--tta"], ["--tile", "auto"], ["--save-probabilities"]):
+        assert main(["predict", "--run", str(run.path), "--output", str(tmp_path / "out"), *flag, str(image)]) == 2
+        assert f"{flag[0]}: for task: segmentation; this run's task is detection" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["evaluate", "--run", str(run.path), "--tta"]) == 2
+
+
+def test_detections_need_a_config_and_no_run(config_file, capsys):
+    assert main(["evaluate", "--detections", "x.json"]) == 2
+    assert "--detections: takes --config FILE" in capsys.readouterr().err
+    assert main(["evaluate", "--detections", "x.json", "--config", str(config_file)]) == 2
+    assert "x.json" in capsys.readouterr().err
+    assert main(["evaluate"]) == 2
+    assert "expected --run DIR, or --detections FILE --config FILE" in capsys.readouterr().err
+
+
+def checked(config_file, *overrides):
+    from detseg.data.validate import scan_split
+
+    config = load_config(config_file, overrides)
+    dataset = create_dataset(config.data, "train", config.task)
+    create_task(config, dataset.classes).check_training_data(scan_split(dataset), dataset)
+
+
+def test_more_objects_than_there_is_room_for_are_counted_and_named(config_file):
+    with pytest.raises(
+        UserError, match=r"model\.max_objects: 2, but \d+ of 12 training images have more objects, \S+ \d"
+    ):
+        checked(config_file, "model.max_objects=2")
+
+
+def test_anchors_that_fit_no_object_are_told_with_the_recall_they_reach(config_file, caplog):
+    checked(config_file)
+    assert "anchors reach" not in caplog.text
+    checked(config_file, "model.anchor_sizes=[512, 1024, 2048]")
+    assert "model.anchor_sizes: anchors reach 0.0% of the training objects at IoU 0.5" in caplog.text
