@@ -13,6 +13,7 @@ from detseg.errors import UserError
 from detseg.tasks import create_task
 from detseg.training.callbacks import Record, SaveState, StopOnNonFiniteLoss, Validate, averaged_weights, save_weights
 from detseg.training.checkpoint import restore_state
+from detseg.training.determinism import make_deterministic
 from detseg.training.optimizers import create_optimizer
 from detseg.training.run_folder import RunFolder, accelerators
 from detseg.training.schedules import create_schedule
@@ -34,6 +35,7 @@ def train(config, run, resume=False):
         folder.check_new()
     if config.train.early_stopping is not None and config.data.val is None:
         raise UserError("train.early_stopping: needs a validation split, but data.val is not set")
+    make_deterministic()
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.train.precision)
 

@@ -77,8 +77,12 @@ def test_roi_align_is_the_mean_of_bilinear_samples(under_xla, aligned, sampling_
     np.testing.assert_allclose(pooled, reference(maps, boxes, 4, 3, sampling_ratio, aligned), atol=2e-5)
 
 
-def test_gradients_of_many_regions_over_one_another_are_whole_and_the_same_each_time():
+@pytest.mark.parametrize("deterministic", ["", "1"])
+def test_gradients_of_many_regions_over_one_another_are_whole_and_the_same_each_time(deterministic, monkeypatch):
     """TensorFlow's own kernel loses what two threads add at once: up to a quarter of a pixel's gradient was missing."""
+    monkeypatch.setenv("TF_DETERMINISTIC_OPS", deterministic)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()  # stays on, as after a training
     rng = np.random.default_rng(5)
     maps = [rng.normal(size=(1, 24, 24, 16)).astype("float32")]
     starts = rng.uniform(0, 60, (1, 300, 2))

@@ -190,3 +190,32 @@ def test_anchors_that_fit_no_object_are_told_with_the_recall_they_reach(config_f
     assert "anchors reach" not in caplog.text
     checked(config_file, "model.anchor_sizes=[512, 1024, 2048]")
     assert "model.anchor_sizes: anchors reach 0.0% of the training objects at IoU 0.5" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
+def test_one_image_is_learned_to_an_ap_of_one(name, tmp_path):
+    from detseg.data.shapes_writer import make_shapes
+
+    make_shapes(tmp_path / "shapes", train=1, val=0, test=0)
+    path = tmp_path / "one.yaml"
+    options = (
+        "anchor_sizes: [24, 48, 72, 96], head_channels: 64, rpn_samples: 64, roi_samples: 64, train_proposals: 200"
+        if name == "faster_rcnn"
+        else "anchor_sizes: [20, 40, 60, 80, 100]"
+    )
+    path.write_text(f"""
+task: detection
+data: {{format: voc, root: {tmp_path / "shapes"}, train: train, val: train}}
+model:
+  {{name: {name}, backbone: resnet18, alpha: 0.25, weights: null, norm: group, finest_stride: 8, fpn_channels: 32,
+   {options}}}
+train:
+  epochs: 4
+  steps_per_epoch: 100
+  batch_size: 1
+  optimizer: {{name: adamw, learning_rate: 0.002, clip_norm: 5.0}}
+  schedule: {{name: cosine, warmup_steps: 30}}
+""")
+    history = fit.train(load_config(path), tmp_path / "run").read_history()
+    assert float(history[-1]["val_AP"]) == pytest.approx(1)
