@@ -12,6 +12,7 @@ ABSENT = "-"
 _LABELS = {"miou": "mIoU", "frequency_weighted_iou": "frequency-weighted IoU"}  # others: "_" becomes a space
 _LOWER_IS_BETTER = ("error", "loss")  # in the name of a figure; all others are scores
 _SETTINGS = ("threshold", "tolerance")  # what a figure was made with: none is better
+_ASKED_FOR = ("tta", "tile", "overrides")  # of a result: what it was made with
 _CELL_WIDTH = 30  # characters, on a terminal
 _MINUTES_SHOWN = 300.0  # longer trainings are given in hours
 
@@ -148,7 +149,10 @@ def _figure_rows(figures, class_names=0):
 
     class_names:  int, how many of the outer keys name classes, not figures.
     """
-    numbers = [{path: value for path, value in leaves(figure) if _is_number(value)} for figure in figures]
+    numbers = [
+        {path: value for path, value in leaves(figure) if _is_number(value) and path[0] not in _ASKED_FOR}
+        for figure in figures
+    ]
     rows = []
     for path in merge_orders(numbers):
         values = [None if value is None or math.isnan(value) else value for value in (run.get(path) for run in numbers)]
