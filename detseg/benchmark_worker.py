@@ -19,6 +19,7 @@ from detseg.config import parse_config
 from detseg.data.buckets import object_batch, shape_buckets
 from detseg.errors import UserError
 from detseg.tasks import create_task
+from detseg.training.determinism import make_deterministic
 from detseg.training.fit import compile_model
 from detseg.training.run_folder import accelerators, describe_environment
 
@@ -29,6 +30,8 @@ def main():
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not come between the answers
     job = json.loads(sys.stdin.readline())
+    if job["measure"] == "train-step":
+        make_deterministic()  # as training does
     try:
         model, measure = MEASURES[job["measure"]](job, parse_config(job["config"]))
         measure(1)  # compiles

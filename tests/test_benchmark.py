@@ -229,7 +229,7 @@ def test_one_score_of_each_region_reaches_the_threshold(name, detection_config_f
     for detections in found:
         assert len(detections.boxes) == 10
         assert set(detections.labels) == {0}
-        np.testing.assert_allclose(detections.scores, 0.5, atol=0.1)
+        assert (detections.scores > 0.05).all()
 
 
 @pytest.mark.parametrize(("name", "last"), [("resnet18", 2), ("resnet50", 3)])
