@@ -97,6 +97,11 @@ def create_parser():
         "--max-detections", type=_positive, metavar="N", help="detection: the most of an image; default: the config's"
     )
     predict.add_argument("--voc-xml", action="store_true", help="detection: also write STEM.xml in VOC's form")
+    predict.add_argument(
+        "--voc-boxes",
+        choices=("inclusive", "continuous"),
+        help="detection: what the numbers in STEM.xml are (data.voc_boxes); default: as in the data, else inclusive",
+    )
     _add_tta(predict)
     _add_tile(predict)
     _add_set(predict)
@@ -251,7 +256,7 @@ def _evaluate(options):
 
 
 def _evaluate_detections(options):
-    """`evaluate --detections`: scores without a run and without reading images."""
+    """`evaluate --detections`: scores without a run."""
     wrong = {"--run": options.run, "--tta": options.tta, "--tile": options.tile}
     wrong = [name for name, value in wrong.items() if value]
     if wrong or options.config is None:
@@ -268,8 +273,11 @@ def _evaluate_detections(options):
     from detseg.data.datasets import create_dataset
     from detseg.data.validate import scan_split
     from detseg.evaluation import evaluate_results_file, write_evaluation
+    from detseg.files import make_folder
     from detseg.tasks import create_task
 
+    if options.output is not None:
+        make_folder(options.output, "--output")
     dataset = create_dataset(config.data, options.split, config.task)
     task = create_task(config, dataset.classes)
     sizes = scan_split(dataset).image_sizes
@@ -278,9 +286,8 @@ def _evaluate_detections(options):
     if options.output is None:
         return
     name = options.name or options.split
-    written = task.write_scores(scores, dataset, options.output, name)
     write_evaluation(options.output / f"{name}.json", result)
-    for path in (options.output / f"{name}.json", *written):
+    for path in (options.output / f"{name}.json", *task.write_scores(scores, dataset, options.output, name)):
         print(path)
 
 
@@ -292,7 +299,7 @@ def _predict(options):
     predictor = load(options.run, options.overrides)
     threshold = options.score_threshold
     if threshold is None and predictor.config.task == "detection":
-        threshold = SHOWN_FROM
+        threshold = max(SHOWN_FROM, predictor.config.model.score_threshold)
     asked = PredictionOptions(
         probabilities=options.save_probabilities,
         tta=options.tta,
@@ -301,6 +308,7 @@ def _predict(options):
         score_threshold=threshold,
         max_detections=options.max_detections,
         voc_xml=options.voc_xml,
+        voc_boxes=options.voc_boxes,
     )
     predict_files(predictor, options.inputs, options.output, asked)
 

@@ -54,6 +54,8 @@ def evaluate_results_file(task, dataset, image_sizes, path):
                   them. Raises UserError for a file that isn't of the split.
     """
     if Path(path).is_dir():
+        if task.voc_list(dataset) is None:
+            raise UserError(f"{path}: a folder; comp4 files are for data.format: voc, expected a COCO results file")
         found = read_voc_results(path, task.voc_list(dataset), dataset.names, dataset.classes)
     else:
         found = read_coco_results(path, dict(zip(dataset.image_ids, image_sizes, strict=True)), dataset.category_ids)

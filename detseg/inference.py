@@ -45,6 +45,7 @@ class PredictionOptions:
     score_threshold:  only detections of a score above it; None: the config's.
     max_detections:   of an image; None: the config's.
     voc_xml:          bool, whether to write a VOC annotation of each image.
+    voc_boxes:        "inclusive" or "continuous", the numbers in it; None: those of data.voc_boxes, else inclusive.
     """
 
     probabilities: bool = False
@@ -54,6 +55,7 @@ class PredictionOptions:
     score_threshold: float | None = None
     max_detections: int | None = None
     voc_xml: bool = False
+    voc_boxes: str | None = None
 
 
 PLAIN = PredictionOptions()

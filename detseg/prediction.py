@@ -117,7 +117,8 @@ def predict_files(predictor, inputs, output, options=PLAIN):
             problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
         done.append(path)
-    writer.finish()
+    if done:
+        writer.finish()
     logger.info("%d images predicted: %s", len(done), output)
     if problems:
         lines = "\n  ".join(problems)

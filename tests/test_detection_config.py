@@ -221,6 +221,7 @@ def test_anchors_of_one_entry_a_level_are_taken(keys, text):
         "roi_pooling: pool",
         "box_loss: ciou",
         "box_loss: smooth_l1, smooth_l1_beta: 1",
+        "box_loss: giou, smooth_l1_beta: 1",
         "rpn_background_iou: 0.7",
         "roi_background_iou: [0.1, 0.4], roi_foreground_iou: 0.4",
         "test_proposals: 50",
@@ -272,7 +273,6 @@ REFUSALS = {
     "neck: none, head: stage, head_channels: 9": f"{MODEL}: head_channels is 9, which needs head: dense",
     "roi_pooling: pool, roi_aligned: false": f"{MODEL}: roi_aligned is false, which needs roi_pooling: align",
     "roi_pooling: pool, sampling_ratio: 4": f"{MODEL}: sampling_ratio is 4, which needs roi_pooling: align",
-    "box_loss: l1, smooth_l1_beta: 1": f"{MODEL}: smooth_l1_beta is 1.0, which needs box_loss: smooth_l1",
     "box_loss: iou": f"{MODEL}.box_loss: got 'iou', expected one of smooth_l1, l1, giou, ciou; did you mean 'giou'?",
     "rpn_background_iou: 0.8": f"{MODEL}: rpn_background_iou is 0.8, rpn_foreground_iou is 0.7: expected "
     "rpn_background_iou <= rpn_foreground_iou",
@@ -285,6 +285,9 @@ REFUSALS = {
     "box_deviations: [1, 1]": f"{MODEL}.box_deviations: got [1, 1], expected [x, y, width, height]",
     "box_deviations: [1, 1, 0, 1]": f"{MODEL}.box_deviations.2: got 0, expected a number > 0",
     "roi_foreground_share: 1.5": f"{MODEL}.roi_foreground_share: got 1.5, expected a number <= 1",
+    "rpn_samples: 1": f"{MODEL}: rpn_samples is 1, but at most half of them are objects; expected 2 or more",
+    "roi_samples: 3": f"{MODEL}: roi_samples is 3, of which a share of 0.25 (roi_foreground_share) may be objects: "
+    "less than one; expected more",
     "rpn_samples: 0": f"{MODEL}.rpn_samples: got 0, expected a whole number >= 1",
     "max_detections: 1.5": f"{MODEL}.max_detections: got 1.5, expected a whole number",
     "score_threshold: 1": f"{MODEL}.score_threshold: got 1, expected a number < 1",

@@ -85,6 +85,8 @@ def write_voc_boxes(root, config):
 def slow_where_deep(path):
     """The recipe as a parameter; networks that take long to compile, and have a sister that is tested, are slow."""
     slow = ("deeplabv3_resnet101_voc2012", "fcn_resnet50_coco_voc", "deeplabv3_mobilenetv2_camvid")
+    slow += ("faster_rcnn_resnet50_fpn_coco", "retinanet_resnet50_fpn_coco")
+    slow += ("faster_rcnn_mobilenetv2_fpn_bccd", "retinanet_mobilenetv2_bccd")
     return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in slow else [])
 
 
@@ -98,7 +100,8 @@ def small(config):
         if item.kind in ("random_crop", "resize"):
             overrides.append(f"augmentation.{index}.{item.kind}=[64, 64]")
     if config.task == "detection":
-        overrides += ["model.fpn_channels=8", "model.anchor_sizes=null"]
+        overrides += ["model.anchor_sizes=null"]
+        overrides += ["model.fpn_channels=8"] if getattr(config.model, "neck", "fpn") == "fpn" else []
         overrides += ["model.norm=batch"] if config.model.norm == "frozen" else []
         if config.model.name == "faster_rcnn":
             overrides += ["model.head_channels=8", "model.train_proposals=20", "model.test_proposals=20"]

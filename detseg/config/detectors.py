@@ -87,12 +87,6 @@ class _Detector(BackboneModel):
         return self
 
     @model_validator(mode="after")
-    def _beta_is_used(self):
-        if self.box_loss != "smooth_l1":
-            self.refuse_unused(("smooth_l1_beta",), "box_loss: smooth_l1")
-        return self
-
-    @model_validator(mode="after")
     def _anchors_fit_the_levels(self):
         strides = self._level_strides()
         if self.anchor_sizes is not None and len(self.anchor_sizes) != len(strides):
@@ -214,12 +208,26 @@ class FasterRCNNModel(_Detector):
         if self.head == "stage" and not can_be_stage:
             reason = f"{self.backbone} has no such stage" if self.neck == "none" else "neck is fpn"
             raise ValueError(f"head is stage, but {reason}; expected dense or null, or neck: none and no VGG")
+        is_stage = can_be_stage and self.head != "dense"
         if self.neck == "none":
             self.refuse_unused(("finest_stride", "fpn_channels"), "neck: fpn")
-        if can_be_stage and self.head != "dense":
+            if not is_stage:
+                self.refuse_unused(("output_stride",), "neck: fpn or head: stage")
+        if is_stage:
             self.refuse_unused(("head_channels", "dropout"), "head: dense")
         if self.roi_pooling == "pool":
             self.refuse_unused(("roi_aligned", "sampling_ratio"), "roi_pooling: align")
+        return self
+
+    @model_validator(mode="after")
+    def _some_samples_are_objects(self):
+        if self.rpn_samples < 2:
+            raise ValueError("rpn_samples is 1, but at most half of them are objects; expected 2 or more")
+        if int(self.roi_samples * self.roi_foreground_share) < 1:
+            raise ValueError(
+                f"roi_samples is {self.roi_samples}, of which a share of {self.roi_foreground_share} "
+                "(roi_foreground_share) may be objects: less than one; expected more"
+            )
         return self
 
     @model_validator(mode="after")
@@ -284,6 +292,12 @@ class RetinaNetModel(_Detector):
         default=1000, description="Detections of a level that are left before suppression (section 4.1)."
     )
     box_deviations: Deviations = Field(default=(1.0, 1.0, 1.0, 1.0), description=_BOX_DEVIATIONS)
+
+    @model_validator(mode="after")
+    def _beta_is_used(self):
+        if self.box_loss != "smooth_l1":
+            self.refuse_unused(("smooth_l1_beta",), "box_loss: smooth_l1")
+        return self
 
     @model_validator(mode="after")
     def _thresholds_are_ordered(self):

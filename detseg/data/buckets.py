@@ -8,21 +8,25 @@ from detseg.errors import UserError
 STRIDE = 32  # of a backbone's coarsest map
 
 
-def shape_buckets(resize, final_size, image_sizes=None, largest_scale=1.0):
+def shape_buckets(resize, final_size, image_sizes=None, largest_scale=1.0, is_turned=False):
     """The shapes that training batches can have.
 
     resize:         the config's data.resize.
     final_size:     (height, width) of all images where augmentation ends in one size, else None.
     image_sizes:    N (height, width) of the split; needed where both of these are None.
-    largest_scale:  by how much augmentation enlarges images at most, from 1 on.
+    largest_scale:  by how much augmentation enlarges images at most after that, from 1 on.
+    is_turned:      bool, whether it may swap height and width after that.
     Returns         tuple of (height, width), multiples of 32, by rising area. Where sides are limited to `shorter` and
                     `longer`, each image fits one that is as short on one side; the last is for batches of both
                     orientations.
     """
     if final_size is None and resize is not None and not hasattr(resize, "shorter"):
-        final_size = [round(side * largest_scale) for side in resize]
+        final_size = resize
     if final_size is not None:
-        return (tuple(_rounded_up(side) for side in final_size),)
+        height, width = (_rounded_up(round(side * largest_scale)) for side in final_size)
+        longer = max(height, width)
+        shapes = {(height, width), (width, height), (longer, longer)} if is_turned else {(height, width)}
+        return tuple(sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape)))
     if resize is not None:
         sides = resize.shorter, resize.longer
     else:

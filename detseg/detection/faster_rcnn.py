@@ -11,7 +11,7 @@ from detseg.detection.anchors import LevelAnchors
 from detseg.detection.boxes import clip_boxes, decode_boxes
 from detseg.detection.fpn import fpn
 from detseg.detection.losses import box_losses
-from detseg.detection.matching import FOREGROUND, match
+from detseg.detection.matching import FOREGROUND, match, without_padding
 from detseg.detection.nms import NO_SCORE, is_at_least, suppress, take_rows, top_rows
 from detseg.detection.proposals import sample, sample_proposals, select_proposals
 from detseg.detection.region_heads import create_dense_head, create_rpn, create_stage_head, split_backbone
@@ -277,7 +277,7 @@ class FasterRCNN(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Scalar: the sum of the region proposal network's and the head's losses (section 3.1.3; Fast R-CNN, eq. 1)."""
-        objects = y if self.jit_compile else _without_padding(y)
+        objects = y if self.jit_compile else without_padding(y)
         anchors = self._anchors_of(x, y_pred["features"])
         losses = (
             *self._rpn_losses(y_pred, ops.concatenate(anchors, axis=0), objects),
@@ -309,14 +309,14 @@ class FasterRCNN(keras.Model):
         scores = ops.softmax(logits, axis=-1)[..., :classes]  # (B, P, K)
         possible = ops.logical_and(scores > threshold, exists[..., None])
         ranked = ops.reshape(ops.where(possible, scores, NO_SCORE), (-1, count * classes))
-        scores, places = top_rows(ranked, MAX_CANDIDATES)  # decoded are only the boxes that may be kept
+        most = rules.max_detections if max_detections is None else max_detections
+        scores, places = top_rows(ranked, max(MAX_CANDIDATES, most))  # decoded are only the boxes that may be kept
         regions = places // classes
         rows = regions if self.box_count == 1 else places
         moves = take_rows(ops.reshape(moves, (-1, count * self.box_count, 4)), rows)
         boxes = decode_boxes(moves, take_rows(proposals, regions), deviations=rules.box_deviations)
         boxes = clip_boxes(boxes, image_sizes)
         valid = ops.logical_and(scores > NO_SCORE, is_at_least(boxes, MIN_SIZE))
-        most = rules.max_detections if max_detections is None else max_detections
         return suppress(boxes, places % classes, scores, valid, rules.nms_iou, most, under_xla)
 
     # ----- from anchors to regions -----------------------------------------------------------------------------------
@@ -411,17 +411,3 @@ def _mean(losses, which, of):
     """The sum of those `which` count over the number of `of`, both bool: 0 where there are none."""
     total = ops.sum(ops.where(which, losses, 0.0))
     return total / ops.maximum(ops.sum(ops.cast(of, "float32")), 1.0)
-
-
-def _without_padding(objects):
-    """Ground truth with room for no more objects than the fullest image has, where shapes may depend on data.
-
-    Every anchor is compared with every place for an object, and the fullest image of a data set may have a hundred.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return objects
-    import tensorflow as tf
-
-    is_object = tf.reduce_any(objects["labels"] >= 0, axis=0)  # (G,)
-    most = tf.reduce_max(tf.where(is_object, tf.range(1, tf.size(is_object) + 1), 0))
-    return {key: value if key == "image_sizes" else value[:, :most] for key, value in objects.items()}

@@ -1,5 +1,6 @@
 """Which object an anchor or a proposal is to find, if any (Faster R-CNN, section 3.1.2; Fast R-CNN, section 2.3)."""
 
+import keras
 from keras import ops
 
 from detseg.detection.boxes import corners, pairwise_coverage, pairwise_iou
@@ -67,6 +68,20 @@ def inside_image(anchors, image_sizes, border=0.0):
     heights, widths = sizes[:, :1], sizes[:, 1:]  # (B, 1)
     inside = ops.logical_and(x1 >= -border, y1 >= -border)  # (N,)
     return ops.logical_and(inside, ops.logical_and(x2 <= widths + border, y2 <= heights + border))
+
+
+def without_padding(objects):
+    """Ground truth with room for no more objects than the fullest image has, where shapes may depend on data.
+
+    Every anchor is compared with every place for an object, and the fullest image of a data set may have a hundred.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return objects
+    import tensorflow as tf
+
+    is_object = tf.reduce_any(objects["labels"] >= 0, axis=0)  # (G,)
+    most = tf.reduce_max(tf.where(is_object, tf.range(1, tf.size(is_object) + 1), 0))
+    return {key: value if key == "image_sizes" else value[:, :most] for key, value in objects.items()}
 
 
 def _with_a_box(boxes, valid, crowd):

@@ -16,6 +16,7 @@ from detseg.data.voc_annotation import CORNERS
 from detseg.errors import UserError
 from detseg.files import make_folder, written_whole
 
+_ANNOTATOR = "detseg"
 _DECIMALS = 3  # of coordinates: a thousandth of a pixel
 
 
@@ -134,6 +135,7 @@ def write_voc_annotation(path, image_name, image_shape, found, classes, inclusiv
     """
     root = ElementTree.Element("annotation")
     _add(root, "filename", image_name)
+    _add(ElementTree.SubElement(root, "source"), "annotation", _ANNOTATOR)
     size = ElementTree.SubElement(root, "size")
     for field, value in zip(("height", "width", "depth"), image_shape, strict=True):
         _add(size, field, value)
@@ -152,6 +154,11 @@ def write_voc_annotation(path, image_name, image_shape, found, classes, inclusiv
     ElementTree.indent(root)
     with written_whole(path) as temporary:
         ElementTree.ElementTree(root).write(temporary, encoding="utf-8", xml_declaration=True)
+
+
+def is_own_annotation(path):
+    """Whether a file was written by `write_voc_annotation`."""
+    return f"<annotation>{_ANNOTATOR}</annotation>".encode() in path.read_bytes()
 
 
 def _add(parent, field, value):
@@ -251,7 +258,8 @@ def _coco_problem(entry, image_sizes, label_of):
     for field, known in (("image_id", image_sizes), ("category_id", label_of)):
         if field not in entry:
             return f"field {field} is missing"
-        if not _is_number(entry[field]) or entry[field] not in known:
+        is_id = isinstance(entry[field], str) or _is_number(entry[field])  # VOC's images have names
+        if not is_id or entry[field] not in known:
             return f"field {field} is {entry[field]!r}, but the data have no such id. They have {_some(known)}"
     if "score" not in entry:
         return "field score is missing: these may be annotations, expected detections"

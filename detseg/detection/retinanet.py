@@ -10,7 +10,7 @@ from detseg.detection.anchors import LevelAnchors
 from detseg.detection.boxes import clip_boxes, decode_boxes
 from detseg.detection.fpn import fpn
 from detseg.detection.losses import box_losses, sigmoid_focal_losses
-from detseg.detection.matching import FOREGROUND, IGNORED, match
+from detseg.detection.matching import FOREGROUND, IGNORED, match, without_padding
 from detseg.detection.nms import NO_SCORE, best_candidates, is_at_least, suppress, take_rows, top_rows
 from detseg.layers.conv import Conv2D
 from detseg.layers.norm import create_norm
@@ -117,6 +117,7 @@ class RetinaNet(keras.Model):
         """
         if sample_weight is not None:
             raise ValueError("sample_weight: a detector's images have no weights")
+        y = y if self.jit_compile else without_padding(y)
         anchors = self.level_anchors(x, y_pred)
         valid = y["labels"] >= 0
         background = (0.0, self.background_iou)

@@ -132,11 +132,17 @@ def _epochs(run):
 
 
 def _scores(runs, key):
-    left_out = ("per_class", "images_per_second")
-    figures = [
-        {name: value for name, value in run.evaluations.get(key, {}).items() if name not in left_out} for run in runs
-    ]
+    figures = [_without_classes(run.evaluations.get(key, {})) for run in runs]
     return Table(_title(key), _figure_rows(figures))
+
+
+def _without_classes(figures):
+    """Nested figures without those of each class and the speed, which have tables of their own."""
+    return {
+        name: _without_classes(value) if isinstance(value, dict) else value
+        for name, value in figures.items()
+        if name not in ("per_class", "images_per_second")
+    }
 
 
 def _class_scores(runs, key):

@@ -133,6 +133,8 @@ def _read_epoch(row, place):
 def _read_evaluations(folder):
     results = {}
     for path in sorted(folder.glob("*.json")):
+        if path.stem.endswith("_detections"):  # of a detector: what was scored
+            continue
         result = _read_json(path)
         if result.get("split") not in _SPLITS:
             raise UserError(f"{path}: split: got {result.get('split')!r}, expected one of {', '.join(_SPLITS)}")

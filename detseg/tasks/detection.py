@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from detseg.inference import PLAIN
 from detseg.tasks.detection_models import create_detector
 from detseg.tasks.detection_results import DetectionWriter
 from detseg.tasks.detection_scores import DetectionTaskScores, format_detection_scores
-from detseg.tasks.training_size import largest_scale, last_size, sizes_vary
+from detseg.tasks.training_size import training_shapes
 
 logger = logging.getLogger("detseg")
 
@@ -71,19 +72,21 @@ class DetectionTask:
         return functools.partial(object_batch, buckets=self._buckets(scan), max_objects=self._max_objects(scan))
 
     def image_groups(self, scan):
-        """int (N,): images of one number are of similar shape, and are batched together."""
+        """int (N,): images of one number are of similar shape, and are batched together; None where augmentation gives
+        all of them one size."""
+        if training_shapes(self.config.augmentation).size is not None:
+            return None
         return bucket_groups(scan.image_sizes, self.config.data.resize, self._buckets(scan))
 
     def _buckets(self, scan):
-        augmentation = self.config.augmentation
-        size, _ = last_size(augmentation)
-        return shape_buckets(self.config.data.resize, size, scan.image_sizes, largest_scale(augmentation))
+        shapes = training_shapes(self.config.augmentation)
+        return shape_buckets(self.config.data.resize, shapes.size, scan.image_sizes, shapes.scale, shapes.is_turned)
 
     def _max_objects(self, scan):
         return max(self.config.model.max_objects or int(scan.object_counts.max()), 1)
 
     def check_training_data(self, scan, dataset):
-        """Raises UserError for what no detector can be trained on, and warns where anchors fit few of the objects."""
+        """Raises UserError for what no detector can be trained on."""
         if not scan.class_objects.any():
             raise UserError(f"data.train: no object in {len(dataset)} images; expected boxes to learn from")
         room = self.config.model.max_objects
@@ -94,12 +97,18 @@ class DetectionTask:
                 f"model.max_objects: {room}, but {len(over)} of {len(dataset)} training images have more objects, "
                 f"{dataset.names[worst]} {scan.object_counts[worst]}; expected null or at least that"
             )
-        groups = None if sizes_vary(self.config.augmentation) else self.image_groups(scan)
-        logger.info(describe_buckets(self._buckets(scan), groups, self.config.train.batch_size))
-        self._check_anchors(scan, dataset)
 
-    def _check_anchors(self, scan, dataset):
-        model, _ = self.create_model(pretrained=False)
+    def check_validation_data(self, scan):
+        """Raises UserError where no score could choose the best weights."""
+        if not scan.class_objects.any():
+            raise UserError("data.val: no object in its images, so no AP could choose the best weights; expected some")
+
+    def describe_training(self, model, scan, dataset):
+        """Logs which shapes batches have, and warns where the model's anchors fit few of the training objects."""
+        shapes, buckets = training_shapes(self.config.augmentation), self._buckets(scan)
+        groups = self.image_groups(scan) if shapes.size is None else np.zeros(len(dataset), int)
+        groups = None if shapes.varies else groups
+        logger.info(describe_buckets(buckets, groups, self.config.train.batch_size))
         boxes = [np.zeros((0, 4), np.float32)]
         for i, size in enumerate(scan.image_sizes):
             objects = dataset.objects(i)
@@ -107,8 +116,8 @@ class DetectionTask:
         recall = anchor_recall(model.anchors, np.concatenate(boxes))
         if recall.share < LOW_RECALL:
             logger.warning(
-                "model.anchor_sizes: anchors reach %.1f%% of the training objects at IoU %.1f; those they miss are %s; "
-                "add sizes or ratios that fit",
+                "model.anchor_sizes: anchors reach %.1f%% of the training objects (before augmentation) at IoU %.1f; "
+                "those they miss are %s; add sizes or ratios that fit",
                 *(100 * recall.share, recall.iou, recall.describe_missed()),
             )
 
@@ -150,13 +159,15 @@ class DetectionTask:
 
     def voc_list(self, dataset):
         """The name of the list in VOC's layout that a dataset reads; None in others."""
-        return getattr(self.config.data, dataset.split) if self.config.data.format == "voc" else None
+        return Path(getattr(self.config.data, dataset.split)).name if self.config.data.format == "voc" else None
 
     def create_writer(self, output, options, category_ids=None):
         """What writes predictions into a folder. category_ids: of the run's data, index = label."""
         self.check_options(options)
-        inclusive = getattr(self.config.data, "voc_boxes", "inclusive") == "inclusive"
-        return DetectionWriter(output, self.classes, category_ids, voc_xml=options.voc_xml, inclusive=inclusive)
+        if options.voc_boxes is not None and not options.voc_xml:
+            raise UserError("--voc-boxes: says what --voc-xml writes; expected that too")
+        voc_boxes = options.voc_boxes or getattr(self.config.data, "voc_boxes", "inclusive")
+        return DetectionWriter(output, self.classes, category_ids, options.voc_xml, voc_boxes == "inclusive")
 
     def format_scores(self, result):
         """A result of `evaluate` as lines of text: every class from best to worst, and the scores."""

@@ -2,11 +2,11 @@
 
 import logging
 
-from detseg.backbones import create_backbone
 from detseg.backbones.weights import dense_weights
 from detseg.detection.faster_rcnn import create_faster_rcnn
 from detseg.detection.region_heads import load_dense_weights
 from detseg.detection.retinanet import create_retinanet
+from detseg.tasks.backbones import create_configured_backbone
 
 logger = logging.getLogger("detseg")
 
@@ -23,19 +23,7 @@ def create_detector(settings, channels, class_count, weights, seed=0):
     weights:  its `weights`, or None for a model whose weights are loaded afterwards.
     seed:     of the random choice of anchors and proposals to train on.
     """
-    backbone = create_backbone(
-        settings.backbone,
-        output_stride=settings.output_stride,
-        in_channels=channels,
-        weights=weights,
-        norm=settings.norm,
-        alpha=settings.alpha,
-        activation=settings.activation,
-        variant=settings.variant,
-    )
-    if backbone.unused_layers:
-        logger.info("model.weights: no use here for its layers %s", ", ".join(backbone.unused_layers))
-    backbone.freeze(settings.freeze_stages)
+    backbone = create_configured_backbone(settings, channels, weights)
     if settings.name == "retinanet":
         options = settings.model_dump(exclude=_NO_OPTIONS)
         return create_retinanet(backbone, class_count, channels=channels, **options), backbone
@@ -48,7 +36,9 @@ def create_detector(settings, channels, class_count, weights, seed=0):
 
 def _load_dense_weights(model, settings, weights):
     """The dense layers of a VGG's weights as fc6 and fc7, where the head has these as in the paper."""
-    if (settings.roi_size, settings.head_channels, settings.head_norm) != (None, None, None):
+    is_paper_s = settings.roi_size in (None, 7) and settings.head_channels in (None, 4096) and not settings.head_norm
+    if not is_paper_s:
+        logger.warning("model: fc6 and fc7 start at random: they fit roi_size 7, head_channels 4096 and no head_norm")
         return
     dense = dense_weights(weights, settings.backbone)
     if dense is None:

@@ -1,8 +1,14 @@
 """The files that predict writes for detection."""
 
-from detseg.detection.results_files import coco_entries, write_coco_results, write_voc_annotation
+from detseg.detection.results_files import (
+    coco_entries,
+    is_own_annotation,
+    write_coco_results,
+    write_voc_annotation,
+)
 from detseg.drawing import write_png
 from detseg.drawing_detections import draw_detections
+from detseg.errors import UserError
 
 FILE_NAME = "predictions.json"
 
@@ -27,13 +33,18 @@ class DetectionWriter:
         self.suffixes = ("_overlay.png", ".xml") if voc_xml else ("_overlay.png",)
 
     def write(self, prediction, image, path):
-        """Writes STEM_overlay.png and, where asked for, STEM.xml for the image file `path`."""
+        """Writes STEM_overlay.png and, where asked for, STEM.xml for the image file `path`.
+
+        Raises UserError for a STEM.xml that is there already and that detseg didn't write.
+        """
+        target = self._output / f"{path.stem}.xml"
+        if self._voc_xml and target.exists() and not is_own_annotation(target):
+            raise UserError(f"{target}: this annotation is not predict's; choose another --output or move it away")
         self._images += 1
         self._entries += coco_entries(prediction, self._images, self._category_ids, path.name)
         drawing = draw_detections(image, prediction.boxes, prediction.labels, self._classes, prediction.scores)
         write_png(self._output / f"{path.stem}_overlay.png", drawing)
         if self._voc_xml:
-            target = self._output / f"{path.stem}.xml"
             write_voc_annotation(target, path.name, image.shape, prediction, self._classes, self._inclusive)
 
     def finish(self):

@@ -185,10 +185,17 @@ class SegmentationTask:
             "--score-threshold": options.score_threshold is not None,
             "--max-detections": options.max_detections is not None,
             "--voc-xml": options.voc_xml,
+            "--voc-boxes": options.voc_boxes is not None,
         }
         wrong = [name for name, is_asked in asked.items() if is_asked]
         if wrong:
             raise UserError(f"{', '.join(wrong)}: for task: detection; this run's task is segmentation")
+
+    def check_validation_data(self, scan):
+        """Nothing: a split without labelled pixels scores nan, which `scan_split` has warned of."""
+
+    def describe_training(self, model, scan, dataset):
+        """Nothing to add."""
 
     def create_inference(self, model, options=PLAIN, tiler=None):
         """Function image (H, W, C) -> Prediction with a label map.

@@ -3,11 +3,11 @@
 import logging
 
 from detseg import config as schema
-from detseg.backbones import create_backbone
 from detseg.backbones.weights import dense_weights
 from detseg.segmentation.deeplabv3 import create_deeplabv3
 from detseg.segmentation.fcn import create_fcn, load_dense_weights
 from detseg.segmentation.unet import create_encoder_unet, create_unet
+from detseg.tasks.backbones import create_configured_backbone
 
 logger = logging.getLogger("detseg")
 
@@ -23,20 +23,7 @@ def create_segmentation_model(settings, channels, class_count, weights):
     """
     if settings.backbone is None:
         return _create_plain_unet(settings, channels, class_count), None
-    backbone = create_backbone(
-        settings.backbone,
-        output_stride=settings.output_stride,
-        in_channels=channels,
-        weights=weights,
-        norm=settings.norm,
-        alpha=settings.alpha,
-        activation=settings.activation,
-        variant=settings.variant,
-        multi_grid=settings.multi_grid,
-    )
-    if backbone.unused_layers:
-        logger.info("model.weights: no use here for its layers %s", ", ".join(backbone.unused_layers))
-    backbone.freeze(settings.freeze_stages)
+    backbone = create_configured_backbone(settings, channels, weights)
     model = MODELS[settings.name](settings, backbone, class_count)
     if weights is not None and isinstance(settings, schema.FCNModel):
         _load_dense_weights(model, settings.backbone, weights)

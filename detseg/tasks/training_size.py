@@ -1,5 +1,7 @@
 """The size of training images, which a batch needs to be one."""
 
+from typing import NamedTuple
+
 from detseg import config as schema
 from detseg.data.augment import resized_size
 from detseg.errors import UserError
@@ -43,17 +45,33 @@ def last_size(augmentation):
     return None, None
 
 
-def largest_scale(augmentation):
-    """By how much scale_jitter enlarges images at most, from 1 on."""
-    scale = 1.0
+class TrainingShapes(NamedTuple):
+    """What augmentation makes of images' sizes.
+
+    size:      (height, width) that the last random_crop or resize gives all of them, or None where there is none.
+    scale:     by how much they are enlarged after that at most, from 1 on.
+    is_turned: bool, whether height and width may be swapped after that.
+    varies:    bool, whether images may end in other sizes than `size`, or than they began with.
+    """
+
+    size: tuple | None
+    scale: float
+    is_turned: bool
+    varies: bool
+
+
+def training_shapes(augmentation):
+    """The TrainingShapes of a config's augmentation; what albumentations changes is not known here."""
+    shapes = TrainingShapes(None, 1.0, False, False)
     for item in augmentation:
-        if isinstance(item, schema.ScaleJitter):
-            scale *= item.high
-    return max(scale, 1.0)
-
-
-def sizes_vary(augmentation):
-    """Whether images may have other shapes after augmentation than before, and not one for all."""
-    changing = (schema.ScaleJitter, schema.Rotate90, schema.Albumentations)
-    size, _ = last_size(augmentation)
-    return size is None and any(isinstance(item, changing) for item in augmentation)
+        if isinstance(item, schema.RandomCrop | schema.ObjectCrop):
+            shapes = TrainingShapes(item.size, 1.0, False, False)
+        elif isinstance(item, schema.Resize):
+            shapes = TrainingShapes((item.height, item.width), 1.0, False, False)
+        elif isinstance(item, schema.ScaleJitter):
+            shapes = shapes._replace(scale=shapes.scale * item.high, varies=True)
+        elif isinstance(item, schema.Rotate90):
+            shapes = shapes._replace(is_turned=True, varies=True)
+        elif isinstance(item, schema.Albumentations):
+            shapes = shapes._replace(varies=True)
+    return shapes._replace(scale=max(shapes.scale, 1.0))

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import warnings
 
 import keras
 
@@ -50,7 +51,7 @@ def train(config, run, resume=False):
     task.check_training_data(scan, train_set)
     prepare = task.create_preparation(scan)
     if val_set is not None:
-        scan_split(val_set)
+        task.check_validation_data(scan_split(val_set))
 
     class_weights = folder.read_class_weights() if resume else None
     class_weights = class_weights or task.count_class_weights(scan)
@@ -79,6 +80,7 @@ def train(config, run, resume=False):
         )
         if sampling is not None:
             logger.info(describe_repeats(scan.class_presence, sampling.threshold, task.classes))
+        task.describe_training(model, scan, train_set)
         collate = task.create_collation(scan)
         _fit(task, model, config, folder, stream, collate, val_set, steps_per_epoch, progress)
     return folder
@@ -198,7 +200,9 @@ def load_best_weights(model, folder):
     if not folder.best_weights.is_file():
         raise UserError(f"{folder.best_weights}: missing: the run has not finished its first validation")
     try:
-        model.load_weights(folder.best_weights)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Keras' words before the error that follows
+            model.load_weights(folder.best_weights)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder.best_weights}: does not fit the model of {folder.config}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ import detseg
 from detseg.cli import main
 from detseg.config import load_config
 from detseg.data.datasets import create_dataset
+from detseg.data.validate import scan_split
 from detseg.data.voc_detection import VOCDetection
 from detseg.errors import UserError
 from detseg.tasks import create_task
@@ -121,7 +123,9 @@ def test_evaluate_writes_figures_detections_and_drawings_and_scores_its_own_file
     assert again["per_class"].keys() == result["per_class"].keys()
 
 
-def test_predictions_are_drawn_and_written_and_their_voc_annotations_read_back_as_the_boxes(run, shapes_root, tmp_path):
+def test_predictions_are_drawn_and_written_and_their_voc_annotations_read_back_as_the_boxes(
+    run, shapes_root, tmp_path, capsys
+):
     images = sorted((shapes_root / "JPEGImages").glob("*val*"))[:2]
     for folder in ("JPEGImages", "ImageSets/Main"):
         (tmp_path / folder).mkdir(parents=True)
@@ -134,6 +138,11 @@ def test_predictions_are_drawn_and_written_and_their_voc_annotations_read_back_a
 
     predictor = detseg.load(run.path)
     (tmp_path / "classes.txt").write_text("\n".join(predictor.classes))
+    before = (output / f"{images[0].stem}.xml").read_bytes()
+    (output / f"{images[0].stem}.xml").write_text("<annotation/>")
+    assert main([*arguments, str(images[0])]) == 2
+    assert "this annotation is not predict's" in capsys.readouterr().err
+    (output / f"{images[0].stem}.xml").write_bytes(before)
     annotations = VOCDetection(tmp_path, {"val": "val"}, "val", None, 3)
     entries = json.loads((output / "predictions.json").read_text())
     assert {entry["category_id"] for entry in entries} <= {1, 2, 3, 4, 5}
@@ -170,12 +179,30 @@ def test_detections_need_a_config_and_no_run(config_file, capsys):
     assert "expected --run DIR, or --detections FILE --config FILE" in capsys.readouterr().err
 
 
-def checked(config_file, *overrides):
-    from detseg.data.validate import scan_split
+def test_a_run_is_compared_and_its_voc_results_score_alike(run, shapes_root, config_file, tmp_path, capsys):
+    """What evaluate leaves beside its figures is no evaluation, and VOC's images have names for ids."""
+    data = f"data={{format: voc, root: {shapes_root}, train: train, val: val}}"
+    overrides = ["--set", data, "--set", "model.score_threshold=0.001"]
+    assert main(["evaluate", "--run", str(run.path), "--name", "voc", *overrides]) == 0
+    assert main(["compare", str(run.path), "--output", str(tmp_path)]) == 0
+    assert "mAP07" in capsys.readouterr().out
+    expected = json.loads((run.evaluation / "voc.json").read_text())["coco"]
+    for name in ("voc_detections.json", "voc_comp4"):
+        arguments = ["--detections", str(run.evaluation / name), "--config", str(config_file), "--set", data]
+        assert main(["evaluate", *arguments, "--output", str(tmp_path)]) == 0
+        assert json.loads((tmp_path / "val.json").read_text())["coco"] == pytest.approx(expected, abs=2e-3)
+    folder = ["--detections", str(run.evaluation / "voc_comp4"), "--config", str(config_file)]
+    assert main(["evaluate", *folder]) == 2
+    assert "comp4 files are for data.format: voc" in capsys.readouterr().err
 
+
+def checked(config_file, *overrides):
     config = load_config(config_file, overrides)
     dataset = create_dataset(config.data, "train", config.task)
-    create_task(config, dataset.classes).check_training_data(scan_split(dataset), dataset)
+    task, scan = create_task(config, dataset.classes), scan_split(dataset)
+    task.check_training_data(scan, dataset)
+    task.describe_training(task.create_model()[0], scan, dataset)
+    return task, scan
 
 
 def test_more_objects_than_there_is_room_for_are_counted_and_named(config_file):
@@ -189,7 +216,30 @@ def test_anchors_that_fit_no_object_are_told_with_the_recall_they_reach(config_f
     checked(config_file)
     assert "anchors reach" not in caplog.text
     checked(config_file, "model.anchor_sizes=[512, 1024, 2048]")
-    assert "model.anchor_sizes: anchors reach 0.0% of the training objects at IoU 0.5" in caplog.text
+    assert "model.anchor_sizes: anchors reach 0.0% of the training objects (before augmentation)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "shapes"),
+    [
+        ("[{random_crop: [96, 128]}, {rotate90: 0.75}]", {(96, 128), (128, 96), (128, 128)}),
+        ("[{random_crop: [96, 128]}, {scale_jitter: [0.5, 1.5]}]", {(160, 192)}),
+        ("[{rotate90: 0.75}, {scale_jitter: [0.5, 1.5]}, {random_crop: [96, 128]}]", {(96, 128)}),
+        ("[{scale_jitter: [0.5, 0.9]}]", {(192, 192)}),
+    ],
+)
+def test_every_augmented_image_fits_a_shape_of_the_batches(augmentation, shapes, config_file):
+    task, scan = checked(config_file, f"augmentation={augmentation}")
+    dataset = create_dataset(task.config.data, "train", "detection")
+    prepare, collate = task.create_preparation(scan), task.create_collation(scan)
+    batches = [collate([prepare(dataset[i], np.random.default_rng(n)) for i in (0, 1)]) for n in range(12)]
+    assert {images.shape[1:3] for images, _ in batches} <= shapes
+
+
+def test_a_validation_split_without_objects_is_refused(config_file):
+    task, _ = checked(config_file)
+    with pytest.raises(UserError, match=r"data\.val: no object in its images"):
+        task.check_validation_data(SimpleNamespace(class_objects=np.zeros(5, int)))
 
 
 @pytest.mark.slow
