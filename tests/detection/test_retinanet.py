@@ -216,6 +216,7 @@ def test_a_batch_without_objects_trains_the_classes_alone():
     assert found["class_output/kernel"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
 def test_jax_compiles_detections_and_a_step_of_stock_fit_and_gets_the_results_of_tensorflow(tmp_path):
     images, targets = batch()

@@ -215,6 +215,7 @@ def test_wide_convolutions_of_large_kernels_equal_stock_ones(policy, options, mo
     assert_same_results(Conv2D(5, 7, **options), keras.layers.Conv2D(5, 7, **options), images, policy)
 
 
+@pytest.mark.slow
 def test_results_are_the_stock_ones_with_onednn_switched_off():
     command = [
         sys.executable,

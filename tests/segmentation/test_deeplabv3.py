@@ -122,6 +122,7 @@ def test_logits_are_float32_under_mixed_precision():
     assert small(decoder=(8, 4))(pictures(1, 64, 64, 3)).dtype == "float32"
 
 
+@pytest.mark.slow
 def test_a_run_with_an_auxiliary_classifier_is_evaluated_at_another_output_stride(quick_config, tmp_path, caplog):
     import logging
 
