@@ -87,7 +87,8 @@ def slow_where_deep(path):
     slow = ("deeplabv3_resnet101_voc2012", "deeplabv3_resnet50_coco_voc", "fcn_resnet50_coco_voc")
     slow += ("deeplabv3_mobilenetv2_camvid", "fcn8s_mobilenetv2_camvid", "unet_nuclei")
     slow += ("faster_rcnn_resnet50_fpn_coco", "retinanet_resnet50_fpn_coco")
-    slow += ("faster_rcnn_mobilenetv2_fpn_bccd", "retinanet_mobilenetv2_bccd", "quickstart_detection")
+    slow += ("faster_rcnn_mobilenetv2_fpn_bccd", "faster_rcnn_mobilenetv2_fpn_nuclei")
+    slow += ("retinanet_mobilenetv2_bccd", "quickstart_detection")
     return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in slow else [])
 
 
