@@ -111,8 +111,8 @@ class DetectionTask:
         logger.info(describe_buckets(buckets, groups, self.config.train.batch_size))
         boxes = [np.zeros((0, 4), np.float32)]
         for i, size in enumerate(scan.image_sizes):
-            objects = dataset.objects(i)
-            boxes.append(objects.resized(size, resized_size(self.config.data.resize, *size)).boxes[~objects.is_crowd])
+            objects = dataset.objects(i).resized(size, resized_size(self.config.data.resize, *size))
+            boxes.append(objects.boxes[~objects.is_crowd])
         recall = anchor_recall(model.anchors, np.concatenate(boxes))
         if recall.share < LOW_RECALL:
             logger.warning(
