@@ -14,13 +14,15 @@ def training_size(config, scan):
     Raises   UserError where images have several sizes, with the ways out.
     """
     remedy = "add random_crop: [height, width] or resize: [height, width] to augmentation, or set data.resize"
-    size, last = last_size(config.augmentation)
-    if last is not None and size is None:
-        if isinstance(last, schema.ScaleJitter):
+    for item in reversed(config.augmentation):
+        if isinstance(item, schema.Albumentations):
+            return None
+        if isinstance(item, schema.RandomCrop):
+            return item.size
+        if isinstance(item, schema.Resize):
+            return item.height, item.width
+        if isinstance(item, schema.ScaleJitter):
             raise UserError(f"augmentation: after scale_jitter images differ in size and form no batch; {remedy}")
-        return None
-    if size is not None:
-        return size
     sizes = sorted({resized_size(config.data.resize, *size) for size in scan.image_sizes})
     if len(sizes) > 1:
         raise UserError(
@@ -28,21 +30,6 @@ def training_size(config, scan):
             f"batch; {remedy}"
         )
     return sizes[0]
-
-
-def last_size(augmentation):
-    """What the last item that sets the size of images makes of it.
-
-    Returns  ((height, width) or None where it isn't one for all, that item or None where there is none).
-    """
-    for item in reversed(augmentation):
-        if isinstance(item, schema.RandomCrop | schema.ObjectCrop):
-            return item.size, item
-        if isinstance(item, schema.Resize):
-            return (item.height, item.width), item
-        if isinstance(item, schema.ScaleJitter | schema.Albumentations):
-            return None, item
-    return None, None
 
 
 class TrainingShapes(NamedTuple):

@@ -57,7 +57,10 @@ class Boxes(Numbers):
 
 def object_stream(batch_size=2, length=28):
     groups = bucket_groups(SIZES, None, BUCKETS)
-    prepare = lambda sample, rng: object_arrays(sample)  # noqa: E731
+
+    def prepare(sample, rng):
+        return object_arrays(sample)
+
     return SampleStream(Boxes(), prepare, 5, length, one_size=False, groups=groups, batch_size=batch_size)
 
 
