@@ -18,7 +18,7 @@ def find_bad_boxes(boxes, sizes, sides=None):
     boxes:   float64 (N, 4), x1 y1 x2 y2; nan where there is no number.
     sizes:   (N, 2), height and width of each one's image.
     sides:   float64 (N, 2), width and height where they aren't to be computed from the boxes.
-    Returns  boxes clipped to their images, float64 (N, 4);
+    Returns  boxes clipped to their images, float64 (N, 4), the good ones not empty as float32 either;
              {index: what is wrong with it};
              {index: pixels by which it was outside} of the good ones that were clipped by more than a rounding error.
     """
@@ -28,7 +28,8 @@ def find_bad_boxes(boxes, sizes, sides=None):
     with np.errstate(invalid="ignore"):
         outside = np.maximum(-boxes, boxes - limits).max(axis=1, initial=0)  # (N,)
         clipped = boxes.clip(0, limits)
-        is_left = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+        stored = clipped.astype(np.float32)  # what samples hold: two numbers may become one
+        is_left = (stored[:, 2:] > stored[:, :2]).all(axis=1)
         is_good = is_number & (sides > 0).all(axis=1) & (outside <= _MARGIN) & is_left
     bad = {}
     for i in np.flatnonzero(~is_good).tolist():
@@ -37,8 +38,10 @@ def find_bad_boxes(boxes, sizes, sides=None):
             bad[i] = "not all finite numbers"
         elif (sides[i] <= 0).any():
             bad[i] = _side_problem(*sides[i])
-        else:
+        elif outside[i] > _MARGIN:
             bad[i] = f"{outside[i]:g} px outside of its image of {width}x{height} (width x height)"
+        else:
+            bad[i] = f"nothing of it in its image of {width}x{height} (width x height), to the precision of float32"
     corrected = np.flatnonzero(is_good & (outside > _ROUNDING))
     return clipped, bad, dict(zip(corrected.tolist(), outside[corrected].tolist(), strict=True))
 
@@ -52,7 +55,8 @@ def _side_problem(width, height):
 
 
 def settle_bad_boxes(bad, clipped, split, count, on_bad_box):
-    """UserError that lists the bad boxes, or with on_bad_box "drop" a warning that does; clipped ones are counted.
+    """UserError that lists up to 20 bad boxes, or with on_bad_box "drop" a warning that lists all; clipped ones are
+    counted.
 
     bad, clipped:  list of str: file, object, field and what is wrong.
     split:         the split's name; count: objects in it.
@@ -65,7 +69,7 @@ def settle_bad_boxes(bad, clipped, split, count, on_bad_box):
     if bad:
         _log.warning(
             "split %r: %s of %d dropped (data.on_bad_box)%s",
-            *(split, _counted(bad, "bad box", "bad boxes"), count, _listed(bad)),
+            *(split, _counted(bad, "bad box", "bad boxes"), count, _listed(bad, most=None)),
         )
     if clipped:
         _log.warning(
@@ -84,7 +88,7 @@ def _counted(items, singular, plural):
     return f"{len(items)} {singular if len(items) == 1 else plural}"
 
 
-def _listed(lines):
-    rest = len(lines) - _MOST_SHOWN
-    shown = [*lines[:_MOST_SHOWN], *([f"... and {rest} more"] if rest > 0 else [])]
+def _listed(lines, most=_MOST_SHOWN):
+    rest = len(lines[most:]) if most else 0
+    shown = [*lines[:most], *([f"... and {rest} more"] if rest else [])]
     return ":" + "".join(f"\n  {line}" for line in shown)

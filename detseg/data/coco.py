@@ -1,14 +1,14 @@
 """COCO instance files: their images, and their objects painted to semantic labels."""
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as rle
 
+from detseg.data.bad_boxes import raise_problems
 from detseg.data.classes import BACKGROUND, LARGEST_CLASS_COUNT, select_classes
 from detseg.data.coco_file import encode_segmentation, read_coco_file
-from detseg.data.folder import check_folder, some_of
+from detseg.data.folder import check_folder
 from detseg.data.images import check_same_size, read_image
 from detseg.data.sample import Sample
 from detseg.errors import UserError
@@ -49,19 +49,26 @@ class CocoFiles:
         self.names = [Path(image["file_name"]).with_suffix("").as_posix() for image in images]
         self.image_ids = [image["id"] for image in images]
         self._sizes = [(image["height"], image["width"]) for image in images]
-        doubles = [name for name, count in Counter(self.names).items() if count > 1]
-        if doubles:
-            raise UserError(
-                f"{self.annotation_path}: {some_of(doubles, 'image', 'images')} listed more than once (file_name "
-                "without its suffix)"
-            )
+        first = {}
+        raise_problems(
+            self.annotation_path,
+            [
+                f"{_field_file_name(images, i)}, listed already by {_field_file_name(images, first[name])}"
+                for i, name in enumerate(self.names)
+                if first.setdefault(name, i) != i
+            ],
+            "; an image has one entry, and two files may not differ in their suffix only",
+        )
         listings = {parent: _file_names(parent) for parent in {path.parent for path in self.image_paths}}
-        missing = [path.name for path in self.image_paths if path.name not in listings[path.parent]]
-        if missing:
-            raise UserError(
-                f"{folder}: no file for {some_of(missing, 'image', 'images')} of {self.annotation_path}. Add the files "
-                f"or correct data.{self.split}.images"
-            )
+        raise_problems(
+            self.annotation_path,
+            [
+                f"{_field_file_name(images, i)}, no such file in {folder}"
+                for i, path in enumerate(self.image_paths)
+                if path.name not in listings[path.parent]
+            ],
+            f"; add the files or correct data.{self.split}.images",
+        )
 
     def labels_source(self, i):
         return f"{self.annotation_path} (image id {self.image_ids[i]})"
@@ -69,13 +76,15 @@ class CocoFiles:
     def label_files(self):
         return [self.annotation_path]
 
-    def _encode(self, annotation, size):
+    def _encode(self, i, index, annotation):
+        """The RLE of an annotation of the i-th image; index: in the file."""
         try:
-            return encode_segmentation(annotation["segmentation"], size)
+            return encode_segmentation(annotation["segmentation"], self._sizes[i])
         except (ValueError, TypeError, OverflowError) as error:
-            raise UserError(
-                f"{self.annotation_path}: annotations, id {annotation['id']}: segmentation: {error}"
-            ) from error
+            raise UserError(f"{self._place(i, index, annotation)}: field segmentation: {error}") from error
+
+    def _place(self, i, index, annotation):
+        return f"{self.annotation_path}: annotations[{index}] (id {annotation['id']}, image {self.image_paths[i].name})"
 
 
 class CocoSegmentation(CocoFiles):
@@ -145,7 +154,7 @@ class CocoSegmentation(CocoFiles):
 
     def _instances(self, i):
         annotations = [annotation for _, annotation in self._annotations[i]]
-        masks = [self._encode(annotation, self._sizes[i]) for annotation in annotations]
+        masks = [self._encode(i, index, annotation) for index, annotation in self._annotations[i]]
         labels = [self._label_of_category[annotation["category_id"]] for annotation in annotations]
         crowds = [bool(annotation.get("iscrowd", 0)) for annotation in annotations]
         return masks, labels, crowds
@@ -173,6 +182,10 @@ def paint_maps(masks, labels, crowds, size, background=0, ignore_label=255):
     objects = np.where(crowds | (labels == background), 0, np.arange(1, len(masks) + 1))  # (N,)
     label_map = np.concatenate([[background], painted]).astype(np.uint8)[ids]
     return label_map, np.concatenate([[0], objects]).astype(np.int32)[ids]
+
+
+def _field_file_name(images, i):
+    return f"images[{i}] (id {images[i]['id']}): field file_name {images[i]['file_name']!r}"
 
 
 def _file_names(folder):

@@ -8,7 +8,7 @@ from pycocotools import mask as rle
 from detseg.data.bad_boxes import find_bad_boxes, settle_bad_boxes
 from detseg.data.classes import select_object_classes
 from detseg.data.coco import CocoFiles
-from detseg.data.coco_file import fits_as_corners, is_number, looks_like_corners
+from detseg.data.coco_file import fit_only_as_corners, fits_as_corners, is_number, looks_like_corners
 from detseg.data.detection_files import DetectionFiles
 from detseg.errors import UserError
 
@@ -68,7 +68,7 @@ class CocoDetection(DetectionFiles, CocoFiles):
                 for entry, area in zip(entries, box_areas, strict=True)
             ],
         )
-        self._masked = [entry.annotation for entry in entries] if masks else None
+        self._masked = [(entry.image, entry.index, entry.annotation) for entry in entries] if masks else None
 
     def settings(self):
         return {
@@ -94,12 +94,13 @@ class CocoDetection(DetectionFiles, CocoFiles):
         """Boxes of the good ones of `entries`, float64 (M, 4) clipped to the image, and their positions, int (M,)."""
         written = np.array([_numbers(entry.annotation.get("bbox")) for entry in entries], np.float64).reshape(-1, 4)
         sizes = np.array([self._sizes[entry.image] for entry in entries]).reshape(-1, 2)
-        corners = looks_like_corners(written, sizes)
+        corners = looks_like_corners(written, sizes) | fit_only_as_corners(written, sizes)
         if corners.any():
             raise UserError(
-                f"{self.annotation_path}: field bbox: {corners.sum()} of {len(written)} boxes end far outside of "
-                f"their image as [x, y, width, height], while they fit as [x1, y1, x2, y2]; the first is "
-                f"{self._place(entries[corners.argmax()])}. Write [x1, y1, x2 - x1, y2 - y1]"
+                f"{self.annotation_path}: field bbox: {corners.sum()} of {len(written)} boxes end outside of their "
+                f"image as [x, y, width, height], while they fit as [x1, y1, x2, y2]; the first is "
+                f"{self._bbox_place(entries[corners.argmax()])}. Write [x1, y1, x2 - x1, y2 - y1], or correct those "
+                "boxes if that is what the others are"
             )
         boxes = np.concatenate([written[:, :2], written[:, :2] + written[:, 2:]], axis=1)
         boxes, bad, clipped = find_bad_boxes(boxes, sizes, written[:, 2:])
@@ -107,23 +108,21 @@ class CocoDetection(DetectionFiles, CocoFiles):
         lines = []
         for k, problem in bad.items():
             hint = "; as [x1, y1, x2, y2] it would fit" if as_corners[k] else ""
-            lines.append(f"{self._place(entries[k])}: {_form_problem(entries[k].annotation) or problem + hint}")
-        moved = [f"{self._place(entries[k])}: by {pixels:g} px" for k, pixels in clipped.items()]
+            lines.append(f"{self._bbox_place(entries[k])}: {_form_problem(entries[k].annotation) or problem + hint}")
+        moved = [f"{self._bbox_place(entries[k])}: by {pixels:g} px" for k, pixels in clipped.items()]
         settle_bad_boxes(lines, moved, self.split, len(entries), self._on_bad_box)
         kept = np.setdiff1d(np.arange(len(entries)), list(bad))
         return boxes[kept], kept
 
-    def _place(self, entry):
-        return (
-            f"{self.annotation_path}: annotations[{entry.index}] (id {entry.annotation['id']}, image "
-            f"{self.image_paths[entry.image].name}): field bbox {entry.annotation.get('bbox')!r}"
-        )
+    def _bbox_place(self, entry):
+        place = self._place(entry.image, entry.index, entry.annotation)
+        return f"{place}: field bbox {entry.annotation.get('bbox')!r}"
 
     def _masks(self, i):
         start, end = self._starts[i : i + 2]
         if start == end:
             return np.zeros((0, *self._sizes[i]), np.uint8)
-        encoded = [self._encode(annotation, self._sizes[i]) for annotation in self._masked[start:end]]
+        encoded = [self._encode(*masked) for masked in self._masked[start:end]]
         return np.ascontiguousarray(rle.decode(encoded).transpose(2, 0, 1))
 
 

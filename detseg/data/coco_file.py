@@ -1,7 +1,6 @@
 """A COCO instances file: its sections, checked, and its three forms of segmentation."""
 
 import json
-from collections import Counter
 from itertools import islice
 
 import numpy as np
@@ -41,10 +40,10 @@ def encode_segmentation(segmentation, size):
         for polygon in segmentation:
             _check_polygon(polygon, height, width)
         return rle.merge(rle.frPyObjects(segmentation, height, width))
-    if list(segmentation["size"]) != [height, width]:
+    if segmentation["size"] != [height, width]:
         raise ValueError(f"its size is {segmentation['size']}, but its image has {[height, width]}")
     is_compressed = isinstance(segmentation["counts"], str)
-    counts = _decompressed(segmentation["counts"]) if is_compressed else np.asarray(segmentation["counts"])
+    counts = _decompressed(segmentation["counts"]) if is_compressed else _array(segmentation["counts"])
     if counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.min(initial=0) < 0:
         raise ValueError("its counts are not a list of whole numbers >= 0")
     if counts.sum() != height * width:
@@ -69,15 +68,33 @@ def looks_like_corners(boxes, sizes):
     return is_far_outside
 
 
+def fit_only_as_corners(boxes, sizes):
+    """Which of the boxes of a COCO file, where every one fits as x1 y1 x2 y2, don't as x y width height.
+
+    For few boxes, and those near the left upper corner, of which `looks_like_corners` can't tell. Not for detections,
+    which may leave their image.
+
+    boxes, sizes: as there.
+    Returns  bool (N,): those that leave their image by more than a pixel as x y width height, if all of at least 5
+             boxes have x < width and y < height and none leaves its image as x1 y1 x2 y2; else none.
+    """
+    is_number = np.isfinite(boxes).all(axis=1)
+    limits = sizes[:, ::-1]  # (N, 2)
+    fit = ((boxes[:, :2] >= 0) & (boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= limits)).all(axis=1)[is_number]
+    if len(fit) < 5 or not fit.all():
+        return np.zeros(len(boxes), bool)
+    return (boxes[:, :2] + boxes[:, 2:] > limits + 1).any(axis=1)
+
+
 def fits_as_corners(boxes, sizes):
     """Which of the boxes, float64 (N, 4), would be well-formed as x1 y1 x2 y2: bool (N,). sizes: (N, 2)."""
     return (boxes[:, 2:] >= boxes[:, :2]).all(axis=1) & (boxes[:, 2:] <= sizes[:, ::-1] + 1).all(axis=1)
 
 
 def _check_polygon(polygon, height, width):
-    points = np.asarray(polygon)
-    if points.dtype.kind not in "iuf" or not np.isfinite(points).all():
-        raise ValueError("a polygon has coordinates that are no numbers")
+    points = _array(polygon)
+    if points.ndim != 1 or points.dtype.kind not in "iuf" or not np.isfinite(points).all():
+        raise ValueError("a polygon has coordinates that are no numbers, expected x1, y1, x2, y2, ... in one list")
     points = points.reshape(-1, 2)  # (N, 2) x, y
     low, high = points.min(axis=0), points.max(axis=0)
     if (low < (-width, -height)).any() or (high > (2 * width, 2 * height)).any():
@@ -85,6 +102,14 @@ def _check_polygon(polygon, height, width):
             f"a polygon spans x {low[0]:g}..{high[0]:g}, y {low[1]:g}..{high[1]:g}, far outside of its image "
             f"of {width}x{height} (width x height)"
         )
+
+
+def _array(values):
+    """A list from a JSON file as an array: of dtype object where that is nested unevenly."""
+    try:
+        return np.asarray(values)
+    except ValueError:
+        return np.empty(1, object)
 
 
 def _decompressed(text):
@@ -131,6 +156,7 @@ def _problems(content, masks, areas):
     """What is wrong with the sections' entries, one line each."""
     yield from _entry_problems("images", content["images"], _image_problem)
     yield from _entry_problems("categories", content["categories"], _category_problem)
+    yield from _double_names(content["categories"])
     image_ids = _ids(content["images"])
     category_ids = _ids(content["categories"])
     yield from _entry_problems(
@@ -142,8 +168,15 @@ def _problems(content, masks, areas):
             or (masks and _segmentation_problem(entry.get("segmentation")))
         ),
     )
-    names = Counter(str(entry.get("name")) for entry in content["categories"] if isinstance(entry, dict))
-    yield from (f"categories: name {name!r} is given {count} times" for name, count in names.items() if count > 1)
+
+
+def _double_names(categories):
+    first = {}
+    for index, entry in enumerate(categories):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if isinstance(name, str) and first.setdefault(name, index) != index:
+            place = f"categories[{index}] (id {entry.get('id')})"
+            yield f"{place}: field name {name!r} is already that of categories[{first[name]}]"
 
 
 def _ids(entries):

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from detseg.data.tiff_codecs import codec_refusal, foreign_codec, page_count
 from detseg.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # in order of preference
@@ -40,15 +41,17 @@ def read_image(path, channels=3):
     Returns     uint8 (H, W, channels) with the EXIF orientation applied. 16-bit values are divided by 257, float values
                 of 0..1 are multiplied by 255, both rounded; grey is repeated, alpha is dropped unless channels is 4.
                 Each kind of conversion is logged once per process.
-    Raises      UserError if the file is missing, empty, truncated, no image, has several pages or another value range.
+    Raises      UserError if the file is missing, empty, truncated, no image, a TIFF packed by a codec that isn't there,
+                or has several pages or another value range.
     """
     if channels not in (1, 3, 4):
         raise UserError(f"data.channels: {channels!r}, expected 1 (grey), 3 (RGB) or 4 (RGB and alpha)")
     data = _read_bytes(path, "image")
     header = _read_header(path, data)
     _check_complete(path, data)
-    if header is not None and header.frames > 1:
-        raise UserError(f"{path}: {header.frames} pages or frames in one file, expected a single image. Split it up")
+    frames = page_count(data) or 1 if header is None else header.frames
+    if frames > 1:
+        raise UserError(f"{path}: {frames} pages or frames in one file, expected a single image. Split it up")
     pixels = _decode(path, data, header, keep_alpha=channels == 4)
     if header is not None:
         say_conversions(header, channels)
@@ -126,6 +129,7 @@ def _read_indices(path, palette, expected, colour_hint=""):
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
     except Exception as error:  # the decoders raise whatever they like on broken files
+        _check_codec(path, data)
         raise UserError(f"{path}: cannot be read as a mask: {error}. Expected an index PNG. {_MEND}") from error
     if image.format in _JPEG_FORMATS:
         raise UserError(f"{path}: a JPEG mask: its compression changes {expected}. Save masks as index PNG")
@@ -185,10 +189,17 @@ def _check_complete(path, data):
         raise UserError(f"{path}: truncated: the file ends after {len(data)} bytes without an end marker. {_MEND}")
 
 
+def _check_codec(path, data):
+    number = foreign_codec(data)
+    if number is not None:
+        raise codec_refusal(path, number, "which neither OpenCV nor Pillow can decode")
+
+
 def _decode(path, data, header, keep_alpha):
     """The file's pixels: (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, in the file's own dtype."""
     keep_alpha = keep_alpha and header is not None and header.has_alpha
     if header is None or header.is_deep:  # Pillow cannot, or would cut to 8 bits
+        _check_codec(path, data)  # before, as OpenCV makes black images of unknown codecs
         pixels = _decode_deep(path, data, header, keep_alpha)
     elif header.format in _CV2_FORMATS and not keep_alpha:
         pixels = _decode_cv2(data, cv2.IMREAD_COLOR)
@@ -196,6 +207,7 @@ def _decode(path, data, header, keep_alpha):
     else:
         pixels = _decode_pillow(data, keep_alpha)
     if pixels is None:
+        _check_codec(path, data)
         found = "corrupt, or not an image" if header is None else f"a corrupt {header.format} file"
         raise UserError(
             f"{path}: {found}: neither OpenCV nor Pillow can decode it. Expected JPEG, PNG or TIFF. {_MEND}"

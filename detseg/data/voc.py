@@ -25,9 +25,10 @@ class VOCSegmentation(MaskFiles):
     def __init__(self, root, list_name, split=None, **data):
         root, split = Path(root), split or list_name
         check_folder(root, "data.root")
-        names = read_list(root / _LISTS / f"{list_name}.txt", f"data.{split}")
-        images = find_files(root / IMAGES, names)
-        masks = find_files(root / _MASKS, names, (".png",))
+        path = root / _LISTS / f"{list_name}.txt"
+        names = read_list(path, f"data.{split}")
+        images = find_files(root / IMAGES, {path: names})
+        masks = find_files(root / _MASKS, {path: names}, (".png",))
         super().__init__(split, names, [images[name] for name in names], [masks[name] for name in names], root, **data)
 
 
@@ -50,20 +51,24 @@ def read_list(path, field):
     return names
 
 
-def find_files(folder, names, suffixes=IMAGE_SUFFIXES):
-    """{name: Path} of the listed names, which may lie in subfolders (NAME with slashes)."""
+def find_files(folder, lists, suffixes=IMAGE_SUFFIXES):
+    """{name: Path} of the names in `lists`, {Path of a list: its names}; NAME with slashes lies in subfolders.
+
+    Raises  UserError that names the lists whose names have no file.
+    """
     listings, found = {}, {}
-    for name in names:
+    for name in dict.fromkeys(name for names in lists.values() for name in names):
         parent = (folder / name).parent
         if parent not in listings:
             listings[parent] = list_files(parent, "data.root", suffixes)
         # The stem by hand: a name may hold dots.
         found[name] = next(iter(listings[parent].get(name.rsplit("/", 1)[-1], [])), None)
-    missing = [name for name in names if found[name] is None]
-    if missing:
+    missing = {path: [name for name in names if found[name] is None] for path, names in lists.items()}
+    shown = [f"{some_of(names, 'name', 'names')} in {path}" for path, names in missing.items() if names]
+    if shown:
         expected = "NAME.jpg (or .jpeg, .png, .bmp, .tif, .webp)" if len(suffixes) > 1 else f"NAME{suffixes[0]}"
         raise UserError(
-            f"{folder}: no file for {some_of(missing, 'listed name', 'listed names')}; expected {expected}. "
-            "Add the files or take the names out of the list"
+            f"{folder}: no file for {' and '.join(shown)}; expected {expected}. Add the files or take the names out of "
+            "the list"
         )
     return found

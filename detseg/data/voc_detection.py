@@ -58,12 +58,15 @@ class VOCDetection(DetectionFiles):
         self.root, self.split, self.channels, self.has_masks = Path(root), split, channels, masks
         self._voc_boxes, self._on_bad_box = voc_boxes, on_bad_box
         check_folder(root, "data.root")
-        names_of = self._read_lists(lists)
-        self.names = self.image_ids = names_of[split]
-        self.image_paths = list(find_files(self.root / IMAGES, self.names).values())
-        self._mask_paths = list(find_files(self.root / _MASKS, self.names, (".png",)).values()) if masks else []
+        names_of = self._read_lists(lists)  # by the lists' paths
+        own = self._list_path(lists[split])
+        self.names = self.image_ids = names_of[own]
+        self.image_paths = list(find_files(self.root / IMAGES, {own: self.names}).values())
+        self._mask_paths = list(find_files(self.root / _MASKS, {own: self.names}, (".png",)).values()) if masks else []
 
-        source_names, source, needed = self._source_names(classes, names_of)
+        source_names, source = self._source_names(classes)
+        # Where nothing else names the classes, the annotations of all splits do.
+        needed = names_of if source_names is None else {own: self.names}
         annotation_paths = find_files(self.root / _ANNOTATIONS, needed, (".xml",))
         self._annotation_paths = [annotation_paths[name] for name in self.names]
         annotations = _read_annotations(self.root / _ANNOTATIONS, annotation_paths)
@@ -103,30 +106,33 @@ class VOCDetection(DetectionFiles):
             "masks": self.has_masks,
         }
 
+    def _list_path(self, name):
+        return self.root / "ImageSets" / ("Segmentation" if self.has_masks else "Main") / f"{name}.txt"
+
     def _read_lists(self, lists):
-        folder = self.root / "ImageSets" / ("Segmentation" if self.has_masks else "Main")
-        names_of = {split: read_list(folder / f"{name}.txt", f"data.{split}") for split, name in lists.items()}
-        for split, names in names_of.items():
+        """{path of a list: its names}."""
+        names_of = {}
+        for split, list_name in lists.items():
+            path = self._list_path(list_name)
+            names = names_of[path] = read_list(path, f"data.{split}")
             if all(re.search(r"\s-?[01]$", name) for name in names) and any(name.endswith(" -1") for name in names):
                 raise UserError(
-                    f"{folder / lists[split]}.txt: every line ends in -1, 0 or 1: a list of one class (data.{split}), "
-                    "expected one with image names only, such as train"
+                    f"{path}: every line ends in -1, 0 or 1: a list of one class (data.{split}), expected one with "
+                    "image names only, such as train"
                 )
         return names_of
 
-    def _source_names(self, classes, names_of):
-        """The source's class names (None: to be found in the annotations), where they come from, and the names of the
-        annotations that have to be read."""
+    def _source_names(self, classes):
+        """The source's class names (None: to be found in the annotations), and where they come from."""
         if isinstance(classes, str) and classes not in BUILT_IN:
             raise UserError(f"data.classes: {classes!r}, expected 'voc', a list of names or {{source name: our name}}")
         path = self.root / CLASSES_FILE
         if isinstance(classes, str):
-            return BUILT_IN[classes][1:], f"data.classes: {classes}", self.names
+            return BUILT_IN[classes][1:], f"data.classes: {classes}"
         if path.exists():
             names = [name for name in read_class_names(path, most=None) if name.lower() != BACKGROUND]
-            return names, str(path), self.names
-        every = list(dict.fromkeys(name for names in names_of.values() for name in names))
-        return None, f"the annotations in {self.root / _ANNOTATIONS}", every
+            return names, str(path)
+        return None, f"the annotations in {self.root / _ANNOTATIONS}"
 
     def _entries(self, annotations, label_of, source):
         """The objects of the split's images whose classes are asked for."""

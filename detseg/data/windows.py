@@ -13,6 +13,7 @@ import numpy as np
 import tifffile
 
 from detseg.data.images import Header, as_uint8, say_conversions, with_channels
+from detseg.data.tiff_codecs import codec_refusal
 from detseg.errors import UserError
 from detseg.files import written_whole
 
@@ -210,10 +211,10 @@ def _check_page(path, page):
 def _check_codec(path, page):
     try:
         page.decode(None, 0)
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
-            raise UserError(f"{path}: cannot be decoded: {error}") from error
-        raise UserError(
-            f"{path}: {error}, which isn't installed: pip install imagecodecs, or save the image uncompressed or with "
-            "deflate"
-        ) from error
+    except (ValueError, NotImplementedError) as error:
+        is_installable = "imagecodecs" in str(error)
+        advice = "pip install imagecodecs, or " if is_installable else ""
+        if "COMPRESSION" not in str(error):  # tifffile's name for codecs; it may be a predictor or the bits a channel
+            raise UserError(f"{path}: cannot be decoded: {error}: {advice}save it uncompressed") from error
+        reason = "which needs a package that isn't installed" if is_installable else "which tifffile can't decode"
+        raise codec_refusal(path, int(page.compression), reason, advice) from error

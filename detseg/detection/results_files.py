@@ -1,6 +1,7 @@
 """Detections as files, in the forms in which COCO's and VOC's evaluation servers take them."""
 
 import json
+import logging
 import math
 from dataclasses import dataclass
 from itertools import islice
@@ -16,8 +17,10 @@ from detseg.data.voc_annotation import CORNERS
 from detseg.errors import UserError
 from detseg.files import make_folder, written_whole
 
+_log = logging.getLogger("detseg")
 _ANNOTATOR = "detseg"
 _DECIMALS = 3  # of coordinates: a thousandth of a pixel
+_STEP = 10.0**-_DECIMALS
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +127,14 @@ def write_voc_results(folder, list_name, detections, classes):
 
 
 def write_voc_annotation(path, image_name, image_shape, found, classes, inclusive=True):
-    """Writes detections as an annotation in PASCAL VOC's XML, for tools that correct labels; boxes without area, which
-    annotations cannot have, are left out.
+    """Writes detections as an annotation in PASCAL VOC's XML, for tools that correct labels; boxes without area to a
+    thousandth of a pixel, which annotations cannot have, are left out.
 
     image_name:   file name of the image.
     image_shape:  (H, W, C).
     found:        Detections, or what has the same fields. Scores are written too, which readers of VOC pass over.
-    inclusive:    bool. True: the devkit's corners, the first pixel being 1, xmax and ymax within the box; False: edges
+    inclusive:    bool. True: the devkit's corners, the first pixel being 1, xmax and ymax within the box, which cannot
+                  tell what is narrower than a pixel: it is written a pixel wide, and counted in a warning; False: edges
                   counted from 0 (data.voc_boxes: continuous).
     """
     root = ElementTree.Element("annotation")
@@ -139,11 +143,12 @@ def write_voc_annotation(path, image_name, image_shape, found, classes, inclusiv
     size = ElementTree.SubElement(root, "size")
     for field, value in zip(("height", "width", "depth"), image_shape, strict=True):
         _add(size, field, value)
-    first = 1 if inclusive else 0
-    for box, label, score in zip(found.boxes, found.labels, found.scores, strict=True):
-        corners = np.round(np.asarray(box, np.float64), _DECIMALS) + np.array([first, first, 0, 0])
-        if (box[2:] <= box[:2]).any():
-            continue
+    boxes = np.round(np.asarray(found.boxes, np.float64).reshape(-1, 4), _DECIMALS)
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # (N,)
+    if inclusive:
+        boxes = _inclusive_corners(path, boxes, has_area, image_shape)
+    for i in np.flatnonzero(has_area).tolist():
+        label, score, corners = found.labels[i], found.scores[i], boxes[i]
         item = ElementTree.SubElement(root, "object")
         _add(item, "name", classes[label])
         _add(item, "difficult", 0)
@@ -154,6 +159,25 @@ def write_voc_annotation(path, image_name, image_shape, found, classes, inclusiv
     ElementTree.indent(root)
     with written_whole(path) as temporary:
         ElementTree.ElementTree(root).write(temporary, encoding="utf-8", xml_declaration=True)
+
+
+def _inclusive_corners(path, boxes, has_area, image_shape):
+    """The devkit's xmin ymin xmax ymax, float64 (N, 4), of boxes (N, 4).
+
+    A box of one pixel is xmin = xmax to the devkit, but in annotations that is as a rule a slip of the hand, which
+    readers refuse, ours too: xmax stays one step of the last decimal above xmin.
+    """
+    is_narrow = boxes[:, 2:] - boxes[:, :2] < 1 - _STEP / 2  # (N, 2)
+    count = (is_narrow.any(axis=1) & has_area).sum()
+    if count:
+        _log.warning(
+            "%s: boxes narrower or lower than a pixel, %d of %d, are written one pixel wide or high; only edges "
+            "(voc_boxes: continuous) tell them exactly",
+            *(path, count, len(boxes)),
+        )
+    low, high = boxes[:, :2] + 1, boxes[:, 2:]
+    low = np.where(is_narrow, np.minimum(low, image_shape[1::-1]), low)  # the pixel lies in the image
+    return np.concatenate([low, np.maximum(high, low + _STEP)], axis=1)
 
 
 def is_own_annotation(path):

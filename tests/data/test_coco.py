@@ -232,11 +232,17 @@ def test_missing_sections_are_named(write, section):
         (lambda c: c["images"][1].update(id=1), "images[1]: id 1 is already that of images[0]"),
         (lambda c: c["images"][1].pop("file_name"), "images[1] (id 5): field file_name is None"),
         (lambda c: c["images"][1].update(height=0), "images[1] (id 5): field height is 0"),
-        (lambda c: c["images"][1].update(file_name="a.jpg"), "1 image (a) listed more than once"),
-        (lambda c: c["images"][1].update(file_name="z.png"), "no file for 1 image (z.png)"),
+        (
+            lambda c: c["images"][1].update(file_name="a.jpg"),
+            "images[1] (id 5): field file_name 'a.jpg', listed already by images[0] (id 1): field file_name 'a.png'",
+        ),
+        (lambda c: c["images"][1].update(file_name="z.png"), "images[1] (id 5): field file_name 'z.png', no such file"),
         (lambda c: c["categories"][0].update(id=3), "categories[2]: id 3 is already that of categories[0]"),
         (lambda c: c["categories"][0].update(name=""), "categories[0] (id 90): field name is ''"),
-        (lambda c: c["categories"][0].update(name="bird"), "categories: name 'bird' is given 2 times"),
+        (
+            lambda c: c["categories"][0].update(name="bird"),
+            "categories[1] (id 7): field name 'bird' is already that of categories[0]",
+        ),
         (lambda c: c["images"].clear() or c["annotations"].clear(), "the split is empty"),
         (
             lambda c: c["categories"].extend({"id": i, "name": str(i)} for i in range(100, 400)),
@@ -265,17 +271,22 @@ def test_all_problems_are_listed_up_to_twenty(write):
         ({"size": [10, 12], "counts": [9]}, "its counts sum to 9, expected 10 x 12 = 120"),
         ({"size": [10, 12], "counts": [125, -5]}, "not a list of whole numbers >= 0"),
         ({"size": [10, 12], "counts": ["a"]}, "not a list of whole numbers"),
+        ({"size": [10, 12], "counts": [[60], [60]]}, "its counts are not a list of whole numbers"),
+        ({"size": [10, 12], "counts": [60, [60]]}, "its counts are not a list of whole numbers"),
+        ({"size": ["10", None], "counts": [120]}, "its size is ['10', None]"),
         ({"size": [10, 12], "counts": "P137"}, "its counts sum to"),
         ({"size": [10, 12], "counts": "\x01é"}, "not a compressed RLE string"),
         ({"size": [10, 12], "counts": "oooooooooooooo"}, "not a compressed RLE string"),
         ([[0, 0, 1e9, 0, 1e9, 9]], "far outside of its image"),
         ([[0, 0, float("nan"), 0, 5, 9]], "coordinates that are no numbers"),
         ([["a", 0, 1, 0, 1, 9]], "coordinates that are no numbers"),
+        ([[[0, 0], 1, 1, 0, 1, 9]], "coordinates that are no numbers"),
+        ([[[0, 0], [1, 0], [1, 9], [0, 9], [0, 5], [0, 2]]], "coordinates that are no numbers"),
     ],
 )
-def test_segmentations_that_would_break_pycocotools_are_refused_with_their_id(write, segmentation, part):
+def test_segmentations_that_would_break_pycocotools_are_refused_with_their_place(write, segmentation, part):
     dataset = write(content(annotation(11, segmentation)))
-    refused(lambda: dataset[0], "instances.json: annotations, id 11: segmentation: ", part)
+    refused(lambda: dataset[0], "instances.json: annotations[0] (id 11, image a.png): field segmentation: ", part)
 
 
 def test_an_image_of_another_size_than_the_file_says_is_refused(write, tmp_path):

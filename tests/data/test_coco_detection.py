@@ -128,7 +128,10 @@ def test_masks_are_not_looked_at_unless_asked_for(write):
     assert dataset.true_instances(0)[0] is None
     refused(lambda: write(content(entry(2, [1, 1, 2, 2])), masks=True), "annotations[0] (id 2): field segmentation")
     refused(
-        lambda: write(content(broken), masks=True).objects(0), "annotations, id 1: segmentation: its size is [1, 1]"
+        lambda: write(content(entry(7, [1, 1, 2, 2], segmentation=[[1, 1, 3, 1, 3, 3]]), broken), masks=True).objects(
+            0
+        ),
+        "annotations[1] (id 1, image a.png): field segmentation: its size is [1, 1]",
     )
 
 
@@ -200,7 +203,7 @@ def test_corners_in_place_of_sides_are_recognised(write):
         refused(
             lambda entries=entries, on_bad_box=on_bad_box: write(content(*entries), on_bad_box=on_bad_box),
             "instances.json: field bbox:",
-            "of 40 boxes end far outside",
+            "of 40 boxes end outside",
             "annotations[",
             "Write [x1, y1, x2 - x1, y2 - y1]",
         )
@@ -208,6 +211,37 @@ def test_corners_in_place_of_sides_are_recognised(write):
     assert len(write(content(*entries)).objects(0)) == 40
     sizes = np.array([[HEIGHT, WIDTH]] * 40)
     assert not looks_like_corners(wrong[:9].astype(float), sizes[:9]).any()  # too few to tell
+
+
+CENTRAL = [[3, 2, 50, 30], [10, 5, 49, 39], [1, 1, 60, 40], [20, 10, 45, 25], [5, 5, 30, 30]]
+
+
+def test_few_corners_in_place_of_sides_are_recognised_where_all_fit_and_one_leaves_its_image(write):
+    def boxes(*bboxes):
+        return content(*(entry(k, bbox) for k, bbox in enumerate(bboxes)))
+
+    sizes = np.array([[HEIGHT, WIDTH]] * len(CENTRAL))
+    assert not looks_like_corners(np.array(CENTRAL, float), sizes).any()
+    for on_bad_box in ("refuse", "drop"):
+        refused(
+            lambda on_bad_box=on_bad_box: write(boxes(*CENTRAL), on_bad_box=on_bad_box),
+            "instances.json: field bbox: 2 of 5 boxes end outside",
+            "the first is",
+            "annotations[1] (id 1, image a.png)",
+            "Write [x1, y1, x2 - x1, y2 - y1], or correct those boxes",
+        )
+    without_numbers = boxes(*CENTRAL, [1, 2, "wide", 9])
+    refused(lambda: write(without_numbers, on_bad_box="drop"), "2 of 6 boxes end outside")
+    for others in (
+        CENTRAL[:4],  # too few to tell
+        [*CENTRAL, [30, 5, 20, 20]],  # x1 > x2
+        [*CENTRAL, [3, 3, 61.5, 30]],  # outside as corners too
+        [*CENTRAL, [-0.5, 3, 40, 30]],
+    ):
+        kept = write(boxes(*others), on_bad_box="drop").objects(0).boxes
+        assert [3, 2, 53, 32] in kept.tolist()
+    fit = [CENTRAL[0], CENTRAL[4], [1, 1, 60, 40]] * 2  # the last reaches a pixel out
+    assert len(write(boxes(*fit)).objects(0)) == 6
 
 
 @pytest.mark.parametrize("section", ["images", "annotations", "categories"])
@@ -227,7 +261,10 @@ def test_missing_sections_are_named(write, section):
         (lambda c: c["annotations"][1].update(area=-1), "annotations[1] (id 12): field area is -1"),
         (lambda c: c["annotations"][1].update(area="big"), "field area is 'big', expected a number >= 0"),
         (lambda c: c["annotations"][1].update(iscrowd=2), "field iscrowd is 2, expected 0 or 1"),
-        (lambda c: c["images"][1].update(file_name="z.png"), "no file for 1 image (z.png)"),
+        (
+            lambda c: c["images"][1].update(file_name="z.png"),
+            "images[1] (id 9001): field file_name 'z.png', no such file in",
+        ),
         (lambda c: c.update(categories=[], annotations=[]), "section categories holds no category"),
     ],
 )

@@ -7,10 +7,12 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+import tifffile
+from PIL import Image, UnidentifiedImageError
 
 from detseg.data import images
 from detseg.data.images import check_same_size, read_image, read_label_map
+from detseg.data.tiff_codecs import foreign_codec
 from detseg.errors import UserError
 
 
@@ -243,6 +245,60 @@ def test_several_pages_are_refused(tmp_path):
     page = Image.fromarray(picture())
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
     refused(lambda: read_image(tmp_path / "a.tif"), "a.tif", "3 pages", "single image")
+
+
+def test_several_pages_of_a_kind_that_pillow_does_not_know_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((3, 24, 32, 3), np.float32), photometric="rgb")
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(tmp_path / "a.tif")
+    refused(lambda: read_image(tmp_path / "a.tif"), "a.tif", "3 pages", "single image")
+
+
+def write_tiff_that_says(path, compression, pixels):
+    """A TIFF whose tag Compression is another than that of its pixels."""
+    tifffile.imwrite(path, pixels)
+    with tifffile.TiffFile(path) as file:
+        offset = file.pages[0].tags["Compression"].valueoffset
+    data = bytearray(path.read_bytes())
+    data[offset : offset + 2] = struct.pack("<H", compression)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize(
+    ("compression", "name"),
+    [
+        (34712, "JPEG2000"),
+        (33003, "APERIO_JP2000_YCBC"),
+        (33005, "APERIO_JP2000_RGB"),
+        (50002, "JPEGXL"),
+        (32908, "PIXARFILM"),
+        (34887, "LERC"),
+        (50001, "WEBP"),
+        (12345, "an unknown codec"),
+    ],
+)
+def test_tiff_of_a_codec_that_is_not_there_is_refused_by_its_name(tmp_path, compression, name, dtype):
+    """OpenCV makes a black image of some of them."""
+    path = tmp_path / "a.tif"
+    write_tiff_that_says(path, compression, np.full((20, 30, 3), 77, dtype))
+    expected = ("a.tif: packed by", name, f"(TIFF compression {compression})", "save it uncompressed or with deflate")
+    refused(lambda: read_image(path), *expected)
+    refused(lambda: read_label_map(path, 100), *expected)
+
+
+def test_tiff_of_every_codec_that_opencv_writes_is_read(tmp_path):
+    for compression in (1, 5, 8, 32773, 32946):
+        for dtype, scale in ((np.uint8, 1), (np.uint16, 257)):
+            path, values = tmp_path / f"{compression}.tif", picture().astype(dtype) * scale
+            assert cv2.imwrite(str(path), values[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, compression])
+            np.testing.assert_array_equal(read_image(path), picture())
+            assert foreign_codec(path.read_bytes()) is None
+
+
+def test_only_tiff_has_a_codec():
+    for data in (b"", b"II*\0", b"MM\0*" + bytes(100), b"\x89PNG" + bytes(100), b"\xff\xd8" + bytes(100)):
+        assert foreign_codec(data) is None
 
 
 def test_channel_counts_other_than_1_3_4_are_refused(tmp_path):

@@ -23,17 +23,32 @@ def objects_at(boxes, masks=None, crowds=()):
 
 
 def filled(boxes, size=SIZE):
-    """Masks of boxes of whole pixels."""
+    """Masks of the pixels that boxes touch."""
     masks = np.zeros((len(boxes), *size), np.uint8)
-    for mask, (x1, y1, x2, y2) in zip(masks, np.asarray(boxes, int), strict=True):
-        mask[y1:y2, x1:x2] = 1
+    for mask, (x1, y1, x2, y2) in zip(masks, np.asarray(boxes), strict=True):
+        mask[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))] = 1
     return masks
 
 
 def random_objects(rng, with_masks, size=SIZE):
+    """With boxes of whole pixels."""
     count = rng.integers(0, 6)
     corners = rng.integers(0, np.array(size[::-1]), (count, 2))
     boxes = np.concatenate([corners, rng.integers(corners + 1, np.array(size[::-1]) + 1)], axis=1)
+    return with_crowds(boxes, rng, with_masks, size)
+
+
+def fractional_objects(rng, with_masks, size=SIZE):
+    """With boxes of any place and of sides from a 10,000th of a pixel on, some of them at the border."""
+    count, limits = rng.integers(0, 6), np.array(size[::-1])
+    sides = np.minimum(10 ** rng.uniform(-4, 1.6, (count, 2)), limits)
+    corners = (limits - sides) * rng.uniform(-0.2, 1.2, (count, 2)).clip(0, 1)
+    boxes = np.concatenate([corners, np.minimum(corners + sides, limits)], axis=1).astype(np.float32)
+    return with_crowds(boxes, rng, with_masks, size)
+
+
+def with_crowds(boxes, rng, with_masks, size):
+    count = len(boxes)
     return objects_at(boxes, filled(boxes, size) if with_masks else None, np.flatnonzero(rng.random(count) < 0.2))
 
 
@@ -63,17 +78,21 @@ GEOMETRY = {
     "cropped": lambda objects, rng, new: (objects.cropped(rng.integers(-20, 24, 2).tolist(), new, 0.0), new),
     "flipped": lambda objects, rng, new: (objects.flipped([int(rng.integers(2))], SIZE), SIZE),
     "turned": lambda objects, rng, new: (objects.turned(1, SIZE), SIZE[::-1]),
+    "turned thrice": lambda objects, rng, new: (objects.turned(3, SIZE), SIZE[::-1]),
     "deformed": lambda objects, rng, new: (objects.deformed(elastic_maps(*SIZE, rng, sigma=8.0)), SIZE),
 }
 
 
+@pytest.mark.parametrize("draw", [random_objects, fractional_objects])
 @pytest.mark.parametrize("with_masks", [False, True])
 @pytest.mark.parametrize("name", GEOMETRY)
 @given(SEEDS, st.tuples(st.integers(1, 50), st.integers(1, 50)))
 @settings(max_examples=40, deadline=None)
-def test_no_box_is_ever_empty_or_outside(name, with_masks, seed, new):
+def test_no_box_is_ever_empty_or_outside(name, with_masks, draw, seed, new):
     rng = np.random.default_rng(seed)
-    check_well_formed(*GEOMETRY[name](random_objects(rng, with_masks), rng, new))
+    objects = draw(rng, with_masks)
+    check_well_formed(objects, SIZE)
+    check_well_formed(*GEOMETRY[name](objects, rng, new))
 
 
 @pytest.mark.parametrize("name", GEOMETRY)
@@ -98,6 +117,76 @@ def test_boxes_stay_around_their_masks_when_turned_and_flipped(seed, turns):
         np.testing.assert_array_equal(flipped.boxes, boxes_of_masks(flipped.masks))
         np.testing.assert_array_equal(flipped.areas, objects.areas)
         np.testing.assert_array_equal(flipped.flipped(axes, SIZE).boxes, objects.boxes)
+
+
+def points_in(boxes, rng):
+    """float (N, 50, 2): x and y of points in each box, its corners among them."""
+    share = np.concatenate([[[0, 0], [0, 1], [1, 0], [1, 1]], rng.random((46, 2))])
+    return boxes[:, None, :2] + share * (boxes[:, None, 2:] - boxes[:, None, :2])
+
+
+def boxes_around(points):
+    return np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1)
+
+
+@given(SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_fractional_boxes_are_around_their_points_when_turned_flipped_and_scaled(seed):
+    rng = np.random.default_rng(seed)
+    objects, (height, width) = fractional_objects(rng, with_masks=False), SIZE
+    x, y = np.moveaxis(points_in(objects.boxes.astype(np.float64), rng), 2, 0)
+    cases = [
+        (objects.turned(1, SIZE), (y, width - x)),
+        (objects.turned(2, SIZE), (width - x, height - y)),
+        (objects.turned(3, SIZE), (height - y, x)),
+        (objects.turned(4, SIZE), (x, y)),
+        (objects.flipped([0], SIZE), (x, height - y)),
+        (objects.flipped([1], SIZE), (width - x, y)),
+        (objects.flipped([1, 0], SIZE), (width - x, height - y)),
+        (objects.resized(SIZE, (17, 51)), (x * 51 / width, y * 17 / height)),
+    ]
+    for changed, points in cases:
+        expected = boxes_around(np.stack(points, axis=2))
+        np.testing.assert_allclose(changed.boxes, expected[changed.labels], atol=2e-5)  # labels: who is left
+        left_out = np.delete(objects.boxes, changed.labels, axis=0)
+        assert (left_out[:, 2:] - left_out[:, :2] < 1e-3).any(axis=1).all()  # to float32, nothing is left of them
+
+
+@given(SEEDS, st.integers(-10, 20), st.integers(-10, 20), st.integers(1, 40), st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_a_crop_of_fractional_boxes_is_their_part_in_the_window(seed, row, column, height, width):
+    objects = fractional_objects(np.random.default_rng(seed), with_masks=False)
+    cropped = objects.cropped((row, column), (height, width), 0.0)
+    window = np.array([column, row, column + width, row + height], np.float64)
+    expected = np.concatenate(
+        [np.maximum(objects.boxes[:, :2], window[:2]), np.minimum(objects.boxes[:, 2:], window[2:])], axis=1
+    )
+    sides = expected[:, 2:] - expected[:, :2]
+    np.testing.assert_allclose(cropped.boxes, (expected - window[[0, 1, 0, 1]])[cropped.labels], atol=1e-5)
+    assert set(np.flatnonzero((sides > 1e-4).all(axis=1))) <= set(cropped.labels)
+    assert set(cropped.labels) <= set(np.flatnonzero((sides > -1e-5).all(axis=1)))
+
+
+@given(SEEDS)
+@settings(max_examples=40, deadline=None)
+def test_deformed_fractional_boxes_are_around_the_points_that_come_from_them(seed):
+    rng, (height, width) = np.random.default_rng(seed), (96, 128)
+    maps = elastic_maps(height, width, rng, sigma=4.0)
+    objects = fractional_objects(rng, with_masks=False, size=(height, width))
+    deformed = objects.deformed(maps, min_visibility=0.0)
+    check_well_formed(deformed, (height, width))
+    for label, box in enumerate(objects.boxes):
+        x1, y1, x2, y2 = box
+        source_x, source_y = maps[0] + 0.5, maps[1] + 0.5  # of each pixel's centre
+        rows, columns = np.nonzero((source_x > x1) & (source_x < x2) & (source_y > y1) & (source_y < y2))
+        if not len(rows):
+            continue  # thinner than a pixel, or moved out
+        (k,) = np.flatnonzero(deformed.labels == label)
+        around = np.array([columns.min(), rows.min(), columns.max(), rows.max()]) + 0.5
+        assert (deformed.boxes[k, :2] <= around[:2] + 0.25).all()
+        assert (deformed.boxes[k, 2:] >= around[2:] - 0.25).all()
+        if min(x2 - x1, y2 - y1) > 4:  # else the centres of pixels don't tell where the sides are
+            np.testing.assert_allclose(deformed.boxes[k], around, atol=3.5)
 
 
 @given(SEEDS, st.integers(-30, 30), st.integers(-30, 30), st.integers(1, 40), st.integers(1, 40))

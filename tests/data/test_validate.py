@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from detseg.data.coco import CocoSegmentation
@@ -269,9 +270,20 @@ def test_problems_of_images_and_masks_of_objects_are_reported_together(objects_r
         scan_objects(objects_root, masks=True)
     message = str(error.value)
     assert message.startswith("split 'train': 3 problems in 3 images:")
-    assert "annotations, id 1: segmentation: its size is [9, 9]" in message
+    assert "annotations[0] (id 1, image a.png): field segmentation: its size is [9, 9]" in message
     assert "b.png is 21x30" in message
     assert "c.png: the image file is empty" in message
+
+
+def test_tiff_of_a_codec_that_is_not_there_is_a_problem_of_its_split(root):
+    """Not a black image."""
+    (root / "images/a.png").unlink()
+    tifffile.imwrite(root / "images/a.tif", np.full((2, 3, 3), 77, np.uint8))
+    with tifffile.TiffFile(root / "images/a.tif", mode="r+") as file:
+        file.pages[0].tags["Compression"].overwrite(34712)
+    with pytest.raises(UserError, match="split 'train': 1 problem in 3 images") as error:
+        scan(root)
+    assert "images/a.tif: packed by JPEG2000 (TIFF compression 34712)" in str(error.value)
 
 
 def test_masks_without_a_pixel_are_counted(objects_root, caplog):

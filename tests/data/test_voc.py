@@ -115,12 +115,13 @@ def test_names_without_image_or_mask_are_counted_and_shown(root):
     split_list.write_text("a\n" + "".join(f"x{i}\n" for i in range(7)))
     refused(
         lambda: VOCSegmentation(root, "train"),
-        "JPEGImages: no file for 7 listed names (x0, x1, x2, x3, x4, ...)",
-        ".jpg",
+        f"JPEGImages: no file for 7 names (x0, x1, x2, x3, x4, ...) in {split_list}; expected NAME.jpg",
     )
     split_list.write_text("a\n")
     (root / "SegmentationClass/a.png").rename(root / "SegmentationClass/a.jpg")
-    refused(lambda: VOCSegmentation(root, "train"), "SegmentationClass: no file for 1 listed name (a)", "NAME.png")
+    refused(
+        lambda: VOCSegmentation(root, "train"), f"SegmentationClass: no file for 1 name (a) in {split_list}", "NAME.png"
+    )
 
 
 def test_a_mask_of_another_size_names_both_files_and_sizes(root):

@@ -261,6 +261,18 @@ def test_a_box_that_clipping_would_empty_is_bad(root):
     refused(lambda: opened(root), "object[0] (dog)", "outside of its image")
 
 
+@pytest.mark.parametrize("corners", [(59.9999999, 5, 60.5, 20), (10.0000001, 5, 10.0000002, 20)])
+def test_a_box_that_single_precision_would_empty_is_bad(root, corners):
+    write(root, a=xml(item("dog", 11, 6, 30, 20), item("cat", *corners)))
+    refused(
+        lambda: opened(root, voc_boxes="continuous"),
+        "a.xml: object[1] (cat)",
+        "nothing of it in its image of 60x40 (width x height), to the precision of float32",
+    )
+    dropped = opened(root, voc_boxes="continuous", on_bad_box="drop")
+    assert dropped.objects(0).boxes.tolist() == [[11, 6, 30, 20]]
+
+
 @pytest.mark.parametrize("corners", [(0, 5, 9, 20), (5, 0, 9, 20), (0.5, 5, 9, 20)])
 @pytest.mark.parametrize("on_bad_box", ["refuse", "drop"])
 def test_coordinates_from_zero_are_no_inclusive_boxes(root, corners, on_bad_box):
@@ -274,8 +286,13 @@ def test_coordinates_from_zero_are_no_inclusive_boxes(root, corners, on_bad_box)
     assert opened(root, voc_boxes="continuous").objects(0).boxes.tolist()[1] == list(corners)
 
 
-def test_twenty_problems_are_listed_and_the_rest_counted(root):
+def test_a_refusal_lists_twenty_problems_and_counts_the_rest_and_the_log_lists_all(root, caplog):
     write(root, a=xml(*(item("dog", 5, 5, 5, 9) for _ in range(23))))
+    with caplog.at_level(logging.WARNING, logger="detseg"):
+        opened(root, on_bad_box="drop")
+    assert "23 bad boxes of 23 dropped" in caplog.text
+    assert [f"object[{k}] (dog)" in caplog.text for k in range(23)] == [True] * 23
+    assert "more" not in caplog.text
     with pytest.raises(UserError, match="23 bad boxes of 23") as error:
         opened(root)
     assert str(error.value).count("zero width") == 20
@@ -322,9 +339,16 @@ def test_an_entity_bomb_in_utf_16_is_refused_too(tmp_path):
 
 def test_names_without_image_or_annotation_and_absent_lists_are_refused(root):
     (root / "JPEGImages/b.jpg").unlink()
-    refused(lambda: opened(root), "JPEGImages: no file for 1 listed name (b)")
+    lists = root / "ImageSets/Main"
+    refused(lambda: opened(root), f"JPEGImages: no file for 1 name (b) in {lists / 'train.txt'}")
     (root / "Annotations/a.xml").unlink()
-    refused(lambda: opened(root, "val"), "Annotations: no file for 1 listed name (a); expected NAME.xml")
+    refused(
+        lambda: opened(root, "val"),  # whose classes come from the annotations of both
+        f"Annotations: no file for 1 name (a) in {lists / 'train.txt'}; expected NAME.xml",
+    )
+    (root / "Annotations/c.xml").unlink()
+    refused(lambda: opened(root, "val"), f"1 name (a) in {lists / 'train.txt'} and 1 name (c) in {lists / 'val.txt'};")
+    refused(lambda: opened(root, "val", classes="voc"), f"no file for 1 name (c) in {lists / 'val.txt'};")
     refused(lambda: VOCDetection(root, {"train": "trainval"}), "trainval.txt: no such list", "train, val")
     refused(lambda: opened(root, masks=True), "ImageSets/Segmentation/train.txt: no such list")
 

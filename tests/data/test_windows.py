@@ -146,7 +146,24 @@ def test_copies_of_reduced_resolution_are_no_pages(tmp_path):
 @pytest.mark.parametrize(("compression", "name"), [("tiff_lzw", "LZW"), ("jpeg", "JPEG")])
 def test_codecs_that_are_not_there_are_named(tmp_path, compression, name):
     Image.fromarray(pixels(64, 64, 3)).save(tmp_path / "a.tif", compression=compression)
-    refused(lambda: TiffReader(tmp_path / "a.tif"), "a.tif", name, "pip install imagecodecs")
+    refused(lambda: TiffReader(tmp_path / "a.tif"), f"a.tif: packed by {name} (", "pip install imagecodecs, or save it")
+
+
+def test_codecs_that_nothing_has_are_named(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", pixels(64, 64))
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+        file.pages[0].tags["Compression"].overwrite(32908)
+    refused(
+        lambda: TiffReader(tmp_path / "a.tif"), "a.tif: packed by PIXARFILM (TIFF compression 32908)", "save it unc"
+    )
+
+
+def test_kinds_of_pixels_that_tifffile_does_not_decode_are_refused(tmp_path):
+    subsampled = [(530, "H", 2, (2, 2), True)]  # YCbCrSubSampling, without JPEG
+    tifffile.imwrite(tmp_path / "a.tif", pixels(64, 64, 3), photometric="rgb", extratags=subsampled)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+        file.pages[0].tags["PhotometricInterpretation"].overwrite(6)
+    refused(lambda: TiffReader(tmp_path / "a.tif"), "a.tif: cannot be decoded", "subsampling", "save it uncompressed")
 
 
 def test_several_pages_are_refused(tmp_path):

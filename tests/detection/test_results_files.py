@@ -1,15 +1,22 @@
 import json
+import logging
+from xml.etree import ElementTree
 
+import cv2
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from pycocotools import mask as rle
 
+from detseg.data.voc_detection import VOCDetection
 from detseg.detection.results_files import (
     Detections,
     coco_entries,
     read_coco_results,
     read_voc_results,
     write_coco_results,
+    write_voc_annotation,
     write_voc_results,
 )
 from detseg.errors import UserError
@@ -136,6 +143,67 @@ def test_voc_results_come_back_as_they_were_written(tmp_path):
         np.testing.assert_allclose(back[name].boxes, detections.boxes[order], atol=0.0006)
         np.testing.assert_array_equal(back[name].labels, detections.labels[order])
         np.testing.assert_array_equal(back[name].scores.astype(np.float32), detections.scores[order])
+
+
+@pytest.fixture(scope="module")
+def annotate(tmp_path_factory):
+    """Function of boxes and inclusive: what our reader finds in their annotation of an image of 50x60."""
+    root = tmp_path_factory.mktemp("voc")
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    cv2.imwrite(str(root / "JPEGImages/a.png"), np.zeros((50, 60, 3), np.uint8))
+    (root / "ImageSets/Main/val.txt").write_text("a\n")
+    (root / "classes.txt").write_text("cat\n")
+
+    def written_and_read(boxes, inclusive):
+        boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+        found = Detections(boxes, np.zeros(len(boxes), int), np.full(len(boxes), 0.5, np.float32))
+        write_voc_annotation(root / "Annotations/a.xml", "a.png", (50, 60, 3), found, ("cat",), inclusive)
+        voc_boxes = "inclusive" if inclusive else "continuous"
+        return VOCDetection(root, {"val": "val"}, "val", voc_boxes=voc_boxes).objects(0).boxes
+
+    written_and_read.path = root / "Annotations/a.xml"
+    return written_and_read
+
+
+SIDES = st.one_of(st.floats(0.3, 2), st.floats(0.3, 30))
+PLACES = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))  # of the room that a side leaves
+
+
+@given(st.lists(st.tuples(PLACES, PLACES, SIDES, SIDES), max_size=5))
+@example([(0.5, 0.5, 1.0, 1.0), (1.0, 1.0, 0.4, 0.4), (0.0, 0.0, 0.3, 1.0)])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_voc_annotations_are_read_back_as_the_boxes(annotate, drawn):
+    sides = np.array([row[2:] for row in drawn]).reshape(-1, 2)
+    corners = np.array([row[:2] for row in drawn]).reshape(-1, 2) * ([60, 50] - sides)
+    boxes = np.concatenate([corners, corners + sides], axis=1)
+    np.testing.assert_allclose(annotate(boxes, inclusive=False), boxes, atol=0.0011)
+    back = annotate(boxes, inclusive=True)
+    assert back.shape == boxes.shape
+    has_pixel = np.tile(sides >= 1, 2)  # inclusive corners can't tell less
+    np.testing.assert_allclose(back[has_pixel], boxes[has_pixel], atol=0.0021)
+    assert (back[:, :2] <= boxes[:, :2] + 0.0021).all()
+    assert (back[:, 2:] >= boxes[:, 2:] - 0.0021).all()
+    np.testing.assert_allclose(back[:, 2:] - back[:, :2], np.maximum(sides, 1), atol=0.0031)
+
+
+def test_boxes_of_less_than_a_pixel_are_said_where_they_are_written_as_one(annotate, caplog):
+    boxes = [[9, 9, 9.4, 20], [9, 9, 10, 20], [59.7, 9, 60, 9.5], [5, 5, 5, 20], [5, 5, 5.0004, 20]]
+    with caplog.at_level(logging.WARNING, logger="detseg"):
+        back = annotate(boxes, inclusive=True)
+    np.testing.assert_allclose(back, [[9, 9, 10, 20], [9, 9, 10, 20], [59, 9, 60, 10]], atol=0.0011)
+    (record,) = caplog.records
+    assert f"{annotate.path}: boxes narrower or lower than a pixel, 2 of 5" in record.getMessage()
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="detseg"):
+        assert len(annotate(boxes, inclusive=False)) == 3
+    assert not caplog.records
+
+
+def test_inclusive_annotations_are_the_devkits_corners(annotate):
+    annotate([[9, 4, 20, 50], [0, 0, 60, 50]], inclusive=True)
+    written = [[field.text for field in box] for box in ElementTree.parse(annotate.path).iter("bndbox")]
+    assert written == [["10", "5", "20", "50"], ["1", "1", "60", "50"]]
 
 
 def test_voc_coordinates_are_inclusive_and_count_from_one(tmp_path):
