@@ -76,6 +76,12 @@ def create_parser():
         metavar="NAME",
         help="of the result, evaluation/NAME.json; default: the split, SPLIT_tta with --tta, SPLIT_tiled with --tile",
     )
+    evaluate.add_argument(
+        "--drawings",
+        type=_positive,
+        metavar="N",
+        help="draw ground truth beside prediction for the first N images: NAME_drawings/ beside NAME.json",
+    )
     _add_tta(evaluate)
     _add_tile(evaluate)
     _add_set(evaluate)
@@ -244,15 +250,26 @@ def _evaluate(options):
     asked = PredictionOptions(tta=options.tta, tile=options.tile, tile_memory=int(options.tile_memory * 1e9))
     inference = predictor.inference(task.evaluation_options(asked))
     scores = task.create_scores(extra=True)
-    result = evaluate(task, inference, dataset, progress=options.split, scores=scores)
     default_name = options.split + ("_tta" if options.tta else "") + ("_tiled" if options.tile else "")
     name = options.name or default_name
-    result |= {"tta": options.tta, "tile": options.tile, "overrides": options.overrides}
     folder = predictor.folder.evaluation
+    drawings = _truth_drawings(options, task, folder, name)
+    result = evaluate(task, inference, dataset, progress=options.split, scores=scores, drawings=drawings)
+    result |= {"tta": options.tta, "tile": options.tile, "overrides": options.overrides}
     write_evaluation(folder / f"{name}.json", result)
     print(task.format_scores(result))
     for path in (folder / f"{name}.json", *task.write_scores(scores, dataset, folder, name)):
         print(path)
+    if drawings is not None:
+        print(drawings.folder)
+
+
+def _truth_drawings(options, task, folder, name):
+    from detseg.truth_drawings import TruthDrawings
+
+    if options.drawings is None:
+        return None
+    return TruthDrawings(task, folder / f"{name}_drawings", options.drawings, SHOWN_FROM)
 
 
 def _evaluate_detections(options):
@@ -264,6 +281,8 @@ def _evaluate_detections(options):
             "--detections: takes --config FILE"
             + (f" and no {', '.join(wrong)}" if wrong else ", the config whose data.* says where the ground truth is")
         )
+    if options.drawings is not None and options.output is None:
+        raise UserError("--drawings: expected --output DIR too, the folder for them")
     from detseg.config import load_config
 
     config = load_config(options.config, options.overrides)
@@ -281,14 +300,17 @@ def _evaluate_detections(options):
     dataset = create_dataset(config.data, options.split, config.task)
     task = create_task(config, dataset.classes)
     sizes = scan_split(dataset).image_sizes
-    result, scores = evaluate_results_file(task, dataset, sizes, options.detections)
+    name = options.name or options.split
+    drawings = _truth_drawings(options, task, options.output, name)
+    result, scores = evaluate_results_file(task, dataset, sizes, options.detections, drawings)
     print(task.format_scores(result))
     if options.output is None:
         return
-    name = options.name or options.split
     write_evaluation(options.output / f"{name}.json", result)
     for path in (options.output / f"{name}.json", *task.write_scores(scores, dataset, options.output, name)):
         print(path)
+    if drawings is not None:
+        print(drawings.folder)
 
 
 def _predict(options):

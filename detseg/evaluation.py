@@ -14,19 +14,21 @@ from detseg.errors import UserError
 from detseg.files import make_folder, written_whole
 
 
-def evaluate(task, inference, dataset, workers=2, progress=None, scores=None):
+def evaluate(task, inference, dataset, workers=2, progress=None, scores=None, drawings=None):
     """Runs every image of a dataset through `inference` and scores the results at the images' original sizes.
 
     inference:  function image -> Prediction, of `task.create_inference`.
     scores:     what collects them; by default `task.create_scores()`. `task.create_scores(extra=True)` has the scores
                 of the config's evaluation section too, and may need more of predictions (`task.evaluation_options`).
     progress:   None, or a text to show beside a progress bar (where somebody watches: on a terminal).
+    drawings:   None, or the `detseg.truth_drawings.TruthDrawings` to be made.
     Returns     the contents of evaluation/SPLIT.json as a dict; undefined figures are nan.
     """
     scores = task.create_scores() if scores is None else scores
     start = time.perf_counter()
     samples = read_in_order(dataset, workers)
     true_instances = getattr(dataset, "true_instances", None)
+    image_ids = getattr(dataset, "image_ids", None) or [None] * len(dataset)
     hidden = True if progress is None else None
     samples = tqdm(samples, total=len(dataset), desc=progress, unit="img", disable=hidden, leave=False)
     for index, sample in enumerate(samples):
@@ -34,7 +36,12 @@ def evaluate(task, inference, dataset, workers=2, progress=None, scores=None):
             prediction = inference(sample.image)
         except UserError as error:
             raise UserError(f"{sample.path}: {error}") from error
-        scores.update(sample, prediction, true_instances and functools.partial(true_instances, index))
+        truth = true_instances and functools.partial(true_instances, index)
+        scores.update(sample, prediction, truth, image_ids[index])
+        if drawings is not None and index < drawings.count:
+            begin = time.perf_counter()
+            drawings.add(sample, prediction)
+            start += time.perf_counter() - begin  # images_per_second is of the model
     seconds = time.perf_counter() - start
     return {
         "task": task.config.task,
@@ -45,11 +52,12 @@ def evaluate(task, inference, dataset, workers=2, progress=None, scores=None):
     }
 
 
-def evaluate_results_file(task, dataset, image_sizes, path):
+def evaluate_results_file(task, dataset, image_sizes, path, drawings=None):
     """Scores anybody's detections: a COCO results file, or a folder with the VOC devkit's comp4 files.
 
     task:         DetectionTask of the config that `dataset` is of.
     image_sizes:  (H, W) of each image.
+    drawings:     as of `evaluate`.
     Returns       (result, scores): the contents of evaluation/SPLIT.json without images_per_second, and what collected
                   them. Raises UserError for a file that isn't of the split.
     """
@@ -65,7 +73,10 @@ def evaluate_results_file(task, dataset, image_sizes, path):
     )
     scores = task.create_scores(extra=True, masks=has_masks)
     for index, item in enumerate(found):
-        scores.add(dataset.objects(index), item, functools.partial(dataset.true_instances, index))
+        truth = functools.partial(dataset.true_instances, index)
+        scores.add(dataset.objects(index), item, truth, dataset.image_ids[index])
+        if drawings is not None and index < drawings.count:
+            drawings.add(dataset[index], item)
     return {"task": task.config.task, "split": dataset.split, **scores.result(), "images": len(dataset)}, scores
 
 

@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 
+import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as rle
@@ -9,6 +10,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detseg.coco_evaluation import COCO_KEYS, CocoScores
+from detseg.config import load_config
+from detseg.data.datasets import create_dataset
+from detseg.evaluation import evaluate, evaluate_results_file
+from detseg.inference import Prediction
+from detseg.tasks import create_task
 
 CLASSES = {0: "cat", 1: "dog", 2: "fish"}
 
@@ -66,8 +72,8 @@ def collected(images, iou_type, engine):
     return scores.result()
 
 
-def figures_of_files(images, iou_type, folder):
-    """COCOeval's figures of the same on files, as its demo computes them; categories have ids 5, 6, 7."""
+def write_files(images, folder):
+    """The same as files, truth.json and found.json; categories have ids 5, 6, 7. What is found has box and mask."""
     annotations, results = [], []
     for image in images:
         common = {"image_id": image["image_id"]}
@@ -79,18 +85,29 @@ def figures_of_files(images, iou_type, folder):
         for box, mask, label, score in zip(
             image["found"], masks_of(image["found"]), image["labels"], image["scores"], strict=True
         ):
-            shape = {"bbox": xywh(box)} if iou_type == "bbox" else {"segmentation": as_text(mask)}
+            shape = {"bbox": xywh(box), "segmentation": as_text(mask)}
             results.append(common | shape | {"category_id": 5 + int(label), "score": score})
     sections = {
-        "images": [{"id": image["image_id"], "height": 200, "width": 200} for image in images],
+        "images": [
+            {"id": image["image_id"], "file_name": f"{image['image_id']}.png", "height": 200, "width": 200}
+            for image in images
+        ],
         "annotations": annotations,
-        "categories": [{"id": 5 + label} for label in CLASSES],
+        "categories": [{"id": 5 + label, "name": name} for label, name in CLASSES.items()],
     }
     (folder / "truth.json").write_text(json.dumps(sections))
     (folder / "found.json").write_text(json.dumps(results))
+
+
+def figures_of_files(images, iou_type, folder):
+    """COCOeval's figures of `write_files`, as its demo computes them."""
+    write_files(images, folder)
+    results = json.loads((folder / "found.json").read_text())
+    if iou_type == "segm":  # loadRes would take the boxes' areas
+        results = [{key: value for key, value in entry.items() if key != "bbox"} for entry in results]
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(folder / "truth.json")
-        evaluation = COCOeval(truth, truth.loadRes(str(folder / "found.json")), iou_type)
+        evaluation = COCOeval(truth, truth.loadRes(results), iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -175,6 +192,42 @@ def test_between_equal_scores_the_order_of_image_ids_decides():
             scores.update_boxes(truth, [0] * len(truth), found, [0], [0.5], image_id=image_id)
         results.append(scores.result()["coco"]["AP"])
     assert results == pytest.approx([1, 0.5, 1, 0.5])
+
+
+def detection_task(folder):
+    """(task, dataset) of a config whose data are `write_files`."""
+    path = folder / "config.yaml"
+    path.write_text(f"""
+task: detection
+data: {{format: coco, root: {folder}, train: null, val: {{annotations: truth.json, images: .}}, masks: true}}
+model: {{name: retinanet, backbone: resnet18}}
+train: {{epochs: 1, batch_size: 1, optimizer: {{name: sgd, learning_rate: 0.1}}}}
+""")
+    config = load_config(path)
+    dataset = create_dataset(config.data, "val", "detection")
+    return create_task(config, dataset.classes), dataset
+
+
+def test_every_way_of_evaluation_gives_the_figures_of_cocoeval_where_ids_are_not_in_order_and_scores_tie(tmp_path):
+    images = list(random_images(0))
+    boxes, masks = (figures_of_files(images, iou_type, tmp_path).tolist() for iou_type in ("bbox", "segm"))
+    in_order_of_the_file = collected([image | {"image_id": None} for image in images], "bbox", "pycocotools")["coco"]
+    assert list(in_order_of_the_file.values()) != boxes, "ties matter here"
+    for image in images:
+        cv2.imwrite(str(tmp_path / f"{image['image_id']}.png"), np.zeros((200, 200, 3), np.uint8))
+    task, dataset = detection_task(tmp_path)
+    assert dataset.image_ids == sorted(dataset.image_ids, reverse=True)
+
+    of_file, _ = evaluate_results_file(task, dataset, [(200, 200)] * len(images), tmp_path / "found.json")
+    found = iter(images)
+
+    def inference(picture):
+        image = next(found)
+        return Prediction(boxes=image["found"].astype("float32"), labels=image["labels"], scores=image["scores"])
+
+    of_run = evaluate(task, inference, dataset)  # as in training too
+    assert list(of_file["coco"].values()) == list(of_run["coco"].values()) == boxes
+    assert list(of_file["coco_masks"].values()) == masks
 
 
 def test_nothing_is_printed(capsys):

@@ -30,17 +30,18 @@ class InstanceScores:
         self._average_precisions = []  # the Data Science Bowl's, of each image
         self._counts_at_50 = np.zeros(3, np.int64)  # TP, FP, FN
 
-    def update(self, true_masks, true_labels, masks, labels, scores, true_crowds=None):
+    def update(self, true_masks, true_labels, masks, labels, scores, true_crowds=None, image_id=None):
         """Adds an image.
 
         true_masks:   list of T RLEs (`encode_instances`, `encode_masks`, or a COCO file's), which may overlap.
         true_labels:  int (T,), keys of `classes`.
         masks:        list of N RLEs, those found; labels int (N,), scores float (N,).
         true_crowds:  bool (T,), COCO's iscrowd; None for no crowds.
+        image_id:     number or text, unique; None for the number of images before it. See `CocoScores.update_boxes`.
         """
         true_labels, labels = np.asarray(true_labels, np.int64), np.asarray(labels, np.int64)
         crowds = np.zeros(len(true_masks), bool) if true_crowds is None else np.asarray(true_crowds, bool)
-        self._coco.update_masks(true_masks, true_labels, masks, labels, scores, crowds)
+        self._coco.update_masks(true_masks, true_labels, masks, labels, scores, crowds, image_id=image_id)
         counts = count_matches(true_masks, true_labels, masks, labels, crowds)  # (thresholds, 3)
         self._counts_at_50 += counts[0]
         counts = counts[counts.sum(1) > 0]

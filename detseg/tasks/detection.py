@@ -10,8 +10,10 @@ from detseg.data.augment import create_augmentation, resize_sample, resized_size
 from detseg.data.buckets import bucket_groups, describe_buckets, object_arrays, object_batch, shape_buckets
 from detseg.detection.anchor_recall import anchor_recall
 from detseg.detection.inference import DetectionInference
+from detseg.drawing_detections import draw_detections
 from detseg.errors import UserError
 from detseg.inference import PLAIN
+from detseg.segmentation.instances import encode_masks
 from detseg.tasks.detection_models import create_detector
 from detseg.tasks.detection_results import DetectionWriter
 from detseg.tasks.detection_scores import DetectionTaskScores, format_detection_scores
@@ -156,6 +158,19 @@ class DetectionTask:
     def write_scores(self, scores, dataset, folder, name):
         """Writes detections, curves and confusion matrix beside FOLDER/NAME.json; returns the paths."""
         return scores.write(dataset, folder, name, self.voc_list(dataset))
+
+    def draw_truth_and_found(self, sample, found, score_threshold):
+        """Two drawings, uint8 (H, W, 3) of one size: a Sample's objects, and those found in it of scores above the
+        threshold (Prediction or Detections); with masks where there are some.
+        """
+        objects, shown = sample.objects, np.flatnonzero(np.asarray(found.scores) > score_threshold)
+        true_masks = None if objects.masks is None else encode_masks(objects.masks)
+        masks = None if found.masks is None else [found.masks[i] for i in shown]
+        parts = (found.boxes[shown], found.labels[shown], self.classes, found.scores[shown], masks)
+        return (
+            draw_detections(sample.image, objects.boxes, objects.labels, self.classes, masks=true_masks),
+            draw_detections(sample.image, *parts),
+        )
 
     def voc_list(self, dataset):
         """The name of the list in VOC's layout that a dataset reads; None in others."""

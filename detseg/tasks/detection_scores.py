@@ -21,15 +21,17 @@ class DetectionTaskScores:
         self._scores = DetectionScores(classes, masks)
         self._predictions = [] if keep_predictions else None
 
-    def update(self, sample, prediction, true_instances):
+    def update(self, sample, prediction, true_instances, image_id=None):
         """Adds an image: a Sample with its original objects, and what was found in it.
 
         true_instances:  function of no arguments -> (masks, labels, is_crowd) of the same objects.
+        image_id:        the source's, unique: between detections of equal score COCO's figures go by the order of the
+                         ids. None for the number of images before it.
         """
-        self.add(sample.objects, prediction, true_instances)
+        self.add(sample.objects, prediction, true_instances, image_id)
 
-    def add(self, objects, found, true_instances):
-        """Adds an image: its Objects, and a Prediction or Detections."""
+    def add(self, objects, found, true_instances, image_id=None):
+        """Adds an image: its Objects, and a Prediction or Detections. The rest is as in `update`."""
         self._scores.update(
             objects.boxes,
             objects.labels,
@@ -41,6 +43,7 @@ class DetectionTaskScores:
             areas=objects.areas,
             true_masks=true_instances()[0] if self._masks else None,
             masks=found.masks if self._masks else None,
+            image_id=image_id,
         )
         if self._predictions is not None:
             self._predictions.append(found)

@@ -10,6 +10,7 @@ from detseg import config as schema
 from detseg.data.augment import create_augmentation, resize_sample, resized_size
 from detseg.data.classes import BACKGROUND
 from detseg.data.validate import median_frequency_weights
+from detseg.drawing import draw_label_map
 from detseg.errors import UserError
 from detseg.inference import PLAIN, SegmentationInference, TestTimeAugmentation
 from detseg.segmentation.auxiliary import ModelWithAuxiliary
@@ -241,6 +242,13 @@ class SegmentationTask:
     def write_scores(self, scores, dataset, folder, name):
         """Nothing beside FOLDER/NAME.json; returns the paths, none."""
         return []
+
+    def draw_truth_and_found(self, sample, found, score_threshold):
+        """Two drawings, uint8 (H, W', 3): a Sample's label map, and that of its Prediction.
+
+        score_threshold:  for detections; not used.
+        """
+        return tuple(draw_label_map(sample.image, each.label_map, self.classes) for each in (sample, found))
 
     def _check_background(self):
         """Objects are what isn't class 0."""

@@ -14,7 +14,8 @@ from detseg.segmentation.weight_maps import instances_of_components
 def create_extra_scores(settings, classes, ignore_label):
     """The scores that the config's evaluation section asks for beside mIoU: objects like `BoundaryPart`.
 
-    Each has update(sample, prediction, true_instances) and result(), the part of evaluation/SPLIT.json that it makes.
+    Each has update(sample, prediction, true_instances, image_id) and result(), the part of evaluation/SPLIT.json that
+    it makes.
     """
     parts = []
     if settings.boundary is not None:
@@ -35,17 +36,18 @@ class SegmentationScores:
         self._confusion = 0
         self._extra = extra
 
-    def update(self, sample, prediction, true_instances):
+    def update(self, sample, prediction, true_instances, image_id=None):
         """Adds an image.
 
         true_instances:  function of no arguments -> (masks, labels, crowds) of the data set's objects, or None where it
                          has only label maps.
+        image_id:        the source's, or None where it has none. See `CocoScores.update_boxes`.
         """
         self._confusion = self._confusion + confusion_matrix(
             sample.label_map, prediction.label_map, len(self._classes), self._ignore_label
         )
         for part in self._extra:
-            part.update(sample, prediction, true_instances)
+            part.update(sample, prediction, true_instances, image_id)
 
     def result(self):
         """The scores as in evaluation/SPLIT.json; undefined ones are nan."""
@@ -68,7 +70,7 @@ class BoundaryPart:
         self._tolerance = tolerance
         self._scores = BoundaryScores(len(classes), tolerance, ignore_label)
 
-    def update(self, sample, prediction, true_instances):
+    def update(self, sample, prediction, true_instances, image_id):
         self._scores.update(sample.label_map, prediction.label_map)
 
     def result(self):
@@ -89,7 +91,7 @@ class EMPart:
         self._interior = 1 - classes.index(membrane)
         self._scores = EMScores(self._interior, ignore_label)
 
-    def update(self, sample, prediction, true_instances):
+    def update(self, sample, prediction, true_instances, image_id):
         self._scores.update(sample.label_map, prediction.probabilities[..., self._interior])
 
     def result(self):
@@ -106,7 +108,7 @@ class InstancePart:
         self._ignore_label = ignore_label
         self._scores = InstanceScores(dict(enumerate(classes[1:], start=1)))
 
-    def update(self, sample, prediction, true_instances):
+    def update(self, sample, prediction, true_instances, image_id):
         probabilities = prediction.probabilities
         if true_instances:
             masks, labels, crowds = true_instances()
@@ -115,7 +117,7 @@ class InstancePart:
             ignored = (sample.label_map == self._ignore_label)[..., None]
             probabilities = np.where(ignored, np.eye(1, probabilities.shape[-1], dtype="float32"), probabilities)
         ids, found_labels, scores = find_class_instances(probabilities, **self._settings)
-        self._scores.update(masks, labels, encode_instances(ids), found_labels, scores, crowds)
+        self._scores.update(masks, labels, encode_instances(ids), found_labels, scores, crowds, image_id)
 
     def _components(self, label_map):
         ids = instances_of_components(label_map, background=0, ignore_label=self._ignore_label)

@@ -1,15 +1,9 @@
-import json
-from collections import defaultdict
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from detseg.data.coco_file import encode_segmentation
 from detseg.detection.confusion import DetectionConfusion
 from detseg.detection.metrics import DetectionScores
 
-DATASETS = Path(__file__).resolve().parents[2] / "../shared/datasets"
 A, B, C = [0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]
 
 
@@ -49,42 +43,3 @@ def test_confusion_ignores_what_lies_in_a_crowd():
     confusion = DetectionConfusion(1)
     confusion.update([[0, 0, 100, 100], A], [0, 0], [A, B, [95, 0, 120, 10]], [0, 0, 0], [0.9, 0.8, 0.7], [True, False])
     assert confusion.matrix.tolist() == [[1, 0], [1, 0]]
-
-
-@pytest.mark.parametrize(
-    ("file", "masks"),
-    [
-        ("bccd/instances_test.json", False),
-        ("nuclei/annotations/instances_test.json", True),
-        ("coco_tiny/annotations/instances_val2017.json", True),
-    ],
-)
-def test_ground_truth_as_detections_scores_one(file, masks):
-    path = DATASETS / file
-    if not path.exists():
-        pytest.skip(f"no data set at {path}")
-    content = json.loads(path.read_text())
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    label_of = {category["id"]: label for label, category in enumerate(categories)}
-    annotations = defaultdict(list)
-    for annotation in content["annotations"]:
-        annotations[annotation["image_id"]].append(annotation)
-    scores = DetectionScores([category["name"] for category in categories], masks)
-    for image in content["images"]:
-        objects = annotations[image["id"]]
-        boxes = np.array([entry["bbox"] for entry in objects], np.float64).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        labels = np.array([label_of[entry["category_id"]] for entry in objects], int)
-        size = image["height"], image["width"]
-        codes = [encode_segmentation(entry["segmentation"], size) for entry in objects] if masks else None
-        more = {"is_crowd": [entry["iscrowd"] == 1 for entry in objects], "areas": [entry["area"] for entry in objects]}
-        more |= {"true_masks": codes, "masks": codes, "image_id": image["id"]}
-        scores.update(boxes, labels, boxes.astype(np.float32), labels, np.ones(len(boxes)), **more)
-    result = scores.result()
-    figures = [result["coco"]["AP"], result["voc"]["mAP"], result["voc"]["mAP07"]]
-    for key in ("per_class", "per_class_masks") if masks else ("per_class",):
-        averages = [values["AP"] for values in result[key].values() if not np.isnan(values["AP"])]
-        figures += [len(averages) and min(averages)]
-    assert figures == pytest.approx([1.0] * len(figures), abs=1e-12)
-    matrix = scores.confusion.matrix
-    assert matrix.trace() == matrix.sum() == sum(entry["iscrowd"] == 0 for entry in content["annotations"])

@@ -156,5 +156,5 @@ def test_boxes_and_scores_are_torchvisions(ours, theirs, images):
             np.abs(array[i][valid[i]] - theirs[f"{key} {i}"]).max()
             for array, key in ((boxes, "boxes"), (scores, "scores"))
         )
-        assert box_error <= 1e-3 * 320
+        assert box_error <= 5e-3  # pixels
         assert score_error <= 1e-3

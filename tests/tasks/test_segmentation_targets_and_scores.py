@@ -9,6 +9,7 @@ from pycocotools import mask as rle
 
 from detseg.data.sample import Sample
 from detseg.errors import UserError
+from detseg.evaluation import evaluate
 from detseg.inference import PLAIN, Prediction
 from detseg.segmentation.weight_maps import border_weights
 from detseg.tasks import create_task
@@ -129,6 +130,24 @@ def test_true_instances_of_the_data_set_decide_where_cells_touch(quick_config):
     truth = (masks, np.array([1, 1]), np.array([False, False]))
     assert scores(quick_config, "{instances: {}}", items)[0]["instances"]["f1_50"] == 1
     assert scores(quick_config, "{instances: {}}", items, true_instances=lambda: truth)[0]["instances"]["f1_50"] == 0
+
+
+class Pictures(list):
+    """Samples as a data set."""
+
+    split = "val"
+
+
+def test_between_instances_of_equal_score_the_order_of_the_datas_image_ids_decides(quick_config):
+    label_map, _ = two_cells()
+    task = create_task(quick_config("evaluation={instances: {}}"), CLASSES)
+    figures = []
+    for ids in ([1, 2], [2, 1]):
+        pictures = Pictures([sample(label_map), sample(np.zeros_like(label_map))])  # all hits, then all misses
+        pictures.image_ids = ids
+        result = evaluate(task, lambda image: predict(label_map), pictures, scores=task.create_scores(extra=True))
+        figures.append(result["instances"]["coco"]["AP"])
+    assert figures == pytest.approx([1, 0.5])
 
 
 def test_what_is_found_in_ignored_pixels_counts_nowhere(quick_config):

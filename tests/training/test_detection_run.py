@@ -45,11 +45,18 @@ train:
 
 @pytest.fixture(scope="module")
 def config_file(shapes_root, tmp_path_factory):
-    path = tmp_path_factory.mktemp("detection") / "tiny.yaml"
-    train_split, val_split = (
-        f"{{annotations: annotations/instances_{name}.json, images: JPEGImages}}" for name in ("train", "val")
-    )
-    path.write_text(CONFIG.format(root=shapes_root, train=train_split, val=val_split))
+    """The shapes, with no object of the last class in them."""
+    folder = tmp_path_factory.mktemp("detection")
+    splits = []
+    for name in ("train", "val"):
+        content = json.loads((shapes_root / f"annotations/instances_{name}.json").read_text())
+        last = max(category["id"] for category in content["categories"])
+        content["annotations"] = [entry for entry in content["annotations"] if entry["category_id"] != last]
+        annotations = folder / f"{name}.json"
+        annotations.write_text(json.dumps(content))
+        splits.append(f"{{annotations: {annotations}, images: JPEGImages}}")
+    path = folder / "tiny.yaml"
+    path.write_text(CONFIG.format(root=shapes_root, train=splits[0], val=splits[1]))
     return path
 
 
@@ -91,9 +98,21 @@ def test_history_has_every_part_of_the_loss_and_the_figures_of_the_validation(ru
     assert json.loads(run.category_ids.read_text()) == [1, 2, 3, 4, 5]
 
 
+def test_a_class_that_never_occurs_is_warned_of_and_the_rest_is_learned(run, config_file, caplog):
+    checked(config_file)
+    assert f"split 'train': no object of class {run.read_classes()[-1]}." in caplog.text
+    assert all(np.isfinite(weights).all() for weights in detseg.load(run.path).model.get_weights())
+    losses = [float(row["loss"]) for row in run.read_history()]
+    assert losses[1] < losses[0]
+
+
 def test_evaluate_writes_figures_detections_and_drawings_and_scores_its_own_file_alike(run, config_file, capsys):
-    assert main(["evaluate", "--run", str(run.path), "--set", "model.score_threshold=0.001"]) == 0
-    assert "val: AP " in capsys.readouterr().out
+    arguments = ["--set", "model.score_threshold=0.001", "--drawings", "2"]
+    assert main(["evaluate", "--run", str(run.path), *arguments]) == 0
+    output = capsys.readouterr().out
+    assert "val: AP " in output
+    assert "absent from this split and left out of the mean: " in output
+    assert str(run.evaluation / "val_drawings") in output
     result = json.loads((run.evaluation / "val.json").read_text())
     assert result["task"] == "detection"
     assert list(result["coco"]) == [
@@ -111,13 +130,20 @@ def test_evaluate_writes_figures_detections_and_drawings_and_scores_its_own_file
         "ARl",
     ]
     assert result["voc"].keys() >= {"mAP07", "mAP"}
+    assert result["per_class"][run.read_classes()[-1]] == {"AP": None, "AP50": None}
     found = run.evaluation / "val_detections.json"
     assert len(json.loads(found.read_text())) > 0
     for name in ("curves", "confusion"):
         assert cv2.imread(str(run.evaluation / f"val_{name}.png")) is not None
+    dataset = create_dataset(load_config(config_file).data, "val", "detection")
+    drawn = sorted(path.stem for path in (run.evaluation / "val_drawings").iterdir())
+    assert drawn == sorted(dataset.names[:2])
     output = run.path.parent / "scored"
-    arguments = ["--detections", str(found), "--config", str(config_file), "--output", str(output)]
-    assert main(["evaluate", *arguments]) == 0
+    arguments = ["--detections", str(found), "--config", str(config_file)]
+    assert main(["evaluate", *arguments, "--drawings", "1"]) == 2
+    assert "--drawings: expected --output DIR too" in capsys.readouterr().err
+    assert main(["evaluate", *arguments, "--output", str(output), "--drawings", "1"]) == 0
+    assert [path.stem for path in (output / "val_drawings").iterdir()] == dataset.names[:1]
     again = json.loads((output / "val.json").read_text())
     assert again["coco"] == pytest.approx(result["coco"], abs=2e-3)
     assert again["per_class"].keys() == result["per_class"].keys()
