@@ -12,8 +12,6 @@ from detseg.errors import UserError
 
 logger = logging.getLogger("detseg")
 
-SHOWN_FROM = 0.5  # score of the detections that predict draws; figures are made from lower ones too
-
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: ends like Ctrl-C, with another exit code."""
@@ -97,7 +95,7 @@ def create_parser():
         "--score-threshold",
         type=_share,
         metavar="SCORE",
-        help=f"detection: only what scores above it is drawn and written, default {SHOWN_FROM:g}",
+        help="detection: only what scores above it is drawn and written, default 0.5",
     )
     predict.add_argument(
         "--max-detections", type=_positive, metavar="N", help="detection: the most of an image; default: the config's"
@@ -169,9 +167,14 @@ def _add_tile(command):
         metavar="auto|PIXELS",
         help="segmentation: send images through the model in overlapping tiles of this side, for large images",
     )
-    command.add_argument(
-        "--tile-memory", default=1.0, type=_gigabytes, metavar="GB", help="of one tile, for --tile auto; default 1"
-    )
+    command.add_argument("--tile-memory", type=_gigabytes, metavar="GB", help="of one tile, for --tile auto; default 1")
+
+
+def _tile_memory(options):
+    """Bytes."""
+    if options.tile_memory is not None and options.tile != "auto":
+        raise UserError(f"--tile-memory {options.tile_memory:g}: it is for --tile auto")
+    return int((options.tile_memory or 1.0) * 1e9)
 
 
 def _add_set(command):
@@ -235,6 +238,7 @@ def _evaluate(options):
     unused = [name for name, value in (("--config", options.config), ("--output", options.output)) if value]
     if options.run is None or unused:
         raise UserError(f"{', '.join(unused) or 'evaluate'}: expected --run DIR, or --detections FILE --config FILE")
+    tile_memory = _tile_memory(options)
     _start_backend_quietly()
     from detseg.data.datasets import check_classes, create_dataset
     from detseg.data.validate import scan_split
@@ -247,7 +251,7 @@ def _evaluate(options):
     dataset = create_dataset(predictor.config.data, options.split, predictor.config.task)
     check_classes(dataset, predictor.classes, options.run)
     scan_split(dataset)
-    asked = PredictionOptions(tta=options.tta, tile=options.tile, tile_memory=int(options.tile_memory * 1e9))
+    asked = PredictionOptions(tta=options.tta, tile=options.tile, tile_memory=tile_memory)
     inference = predictor.inference(task.evaluation_options(asked))
     scores = task.create_scores(extra=True)
     default_name = options.split + ("_tta" if options.tta else "") + ("_tiled" if options.tile else "")
@@ -269,7 +273,7 @@ def _truth_drawings(options, task, folder, name):
 
     if options.drawings is None:
         return None
-    return TruthDrawings(task, folder / f"{name}_drawings", options.drawings, SHOWN_FROM)
+    return TruthDrawings(task, folder / f"{name}_drawings", options.drawings)
 
 
 def _evaluate_detections(options):
@@ -314,19 +318,18 @@ def _evaluate_detections(options):
 
 
 def _predict(options):
+    tile_memory = _tile_memory(options)
     _start_backend_quietly()
     from detseg.inference import PredictionOptions
     from detseg.prediction import load, predict_files
 
     predictor = load(options.run, options.overrides)
-    threshold = options.score_threshold
-    if threshold is None and predictor.config.task == "detection":
-        threshold = max(SHOWN_FROM, predictor.config.model.score_threshold)
+    threshold = predictor.task.shown_from if options.score_threshold is None else options.score_threshold
     asked = PredictionOptions(
         probabilities=options.save_probabilities,
         tta=options.tta,
         tile=options.tile,
-        tile_memory=int(options.tile_memory * 1e9),
+        tile_memory=tile_memory,
         score_threshold=threshold,
         max_detections=options.max_detections,
         voc_xml=options.voc_xml,

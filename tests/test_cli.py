@@ -119,6 +119,8 @@ def test_training_validation_equals_the_evaluate_tool(trained_run, capsys):
         (["train", "--config", "missing.yaml"], "missing.yaml"),
         (["evaluate", "--run", "missing"], "not a run folder"),
         (["predict", "--run", "missing", "x.jpg", "--output", "out"], "not a run folder"),
+        (["evaluate", "--run", "missing", "--tile-memory", "2"], "--tile-memory 2: it is for --tile auto"),
+        (["predict", "--run", "r", "x.jpg", "--output", "out", "--tile", "512", "--tile-memory", "2"], "--tile auto"),
     ],
 )
 def test_a_users_mistake_is_one_message_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):

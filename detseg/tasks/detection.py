@@ -39,6 +39,8 @@ class DetectionTask:
     def __init__(self, config, classes):
         self.config = config
         self.classes = classes
+        # Score of the detections that are drawn unless asked otherwise; figures are made from lower ones too.
+        self.shown_from = max(0.5, config.model.score_threshold)
 
     def create_model(self, pretrained=True):
         """(detector, backbone): see `detseg.tasks.detection_models`.
@@ -159,11 +161,11 @@ class DetectionTask:
         """Writes detections, curves and confusion matrix beside FOLDER/NAME.json; returns the paths."""
         return scores.write(dataset, folder, name, self.voc_list(dataset))
 
-    def draw_truth_and_found(self, sample, found, score_threshold):
-        """Two drawings, uint8 (H, W, 3) of one size: a Sample's objects, and those found in it of scores above the
-        threshold (Prediction or Detections); with masks where there are some.
+    def draw_truth_and_found(self, sample, found):
+        """Two drawings, uint8 (H, W, 3) of one size: a Sample's objects, and those found in it of scores above
+        `shown_from` (Prediction or Detections); with masks where there are some.
         """
-        objects, shown = sample.objects, np.flatnonzero(np.asarray(found.scores) > score_threshold)
+        objects, shown = sample.objects, np.flatnonzero(np.asarray(found.scores) > self.shown_from)
         true_masks = None if objects.masks is None else encode_masks(objects.masks)
         masks = None if found.masks is None else [found.masks[i] for i in shown]
         parts = (found.boxes[shown], found.labels[shown], self.classes, found.scores[shown], masks)

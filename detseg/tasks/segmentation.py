@@ -36,6 +36,7 @@ class SegmentationTask:
     score_name = "miou"  # what the best checkpoint is chosen by, higher is better
     score_label = "mIoU"
     one_size = True  # of the images of a batch
+    shown_from = None  # score; see DetectionTask
 
     def __init__(self, config, classes):
         self.config = config
@@ -243,11 +244,8 @@ class SegmentationTask:
         """Nothing beside FOLDER/NAME.json; returns the paths, none."""
         return []
 
-    def draw_truth_and_found(self, sample, found, score_threshold):
-        """Two drawings, uint8 (H, W', 3): a Sample's label map, and that of its Prediction.
-
-        score_threshold:  for detections; not used.
-        """
+    def draw_truth_and_found(self, sample, found):
+        """Two drawings, uint8 (H, W', 3): a Sample's label map, and that of its Prediction."""
         return tuple(draw_label_map(sample.image, each.label_map, self.classes) for each in (sample, found))
 
     def _check_background(self):

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import logging.handlers
 import warnings
 
 import keras
@@ -29,7 +30,11 @@ def train(config, run, resume=False):
     run:     path of the run folder: new or empty, or one that an equal config has started, with resume.
     Returns  the RunFolder. Raises UserError for everything in config and data that cannot work, before the first step.
     """
-    folder = RunFolder(run)
+    with _run_log() as write_log_to:
+        return _train(config, RunFolder(run), resume, write_log_to)
+
+
+def _train(config, folder, resume, write_log_to):
     if resume:
         _check_resumed_config(config, folder)
     else:
@@ -73,16 +78,16 @@ def train(config, run, resume=False):
         folder.continue_from(progress["epoch"], config)
     else:
         folder.create(config, task.classes, class_weights, getattr(train_set, "category_ids", None))
-    with _log_to(folder.log):
-        logger.info(
-            "%s: %d training images, %s validation images, %d classes, %d parameters",
-            *(folder.path, len(train_set), len(val_set) if val_set else "no", len(task.classes), model.count_params()),
-        )
-        if sampling is not None:
-            logger.info(describe_repeats(scan.class_presence, sampling.threshold, task.classes))
-        task.describe_training(model, scan, train_set)
-        collate = task.create_collation(scan)
-        _fit(task, model, config, folder, stream, collate, val_set, steps_per_epoch, progress)
+    write_log_to(folder.log)
+    logger.info(
+        "%s: %d training images, %s validation images, %d classes, %d parameters",
+        *(folder.path, len(train_set), len(val_set) if val_set else "no", len(task.classes), model.count_params()),
+    )
+    if sampling is not None:
+        logger.info(describe_repeats(scan.class_presence, sampling.threshold, task.classes))
+    task.describe_training(model, scan, train_set)
+    collate = task.create_collation(scan)
+    _fit(task, model, config, folder, stream, collate, val_set, steps_per_epoch, progress)
     return folder
 
 
@@ -208,16 +213,25 @@ def load_best_weights(model, folder):
 
 
 @contextlib.contextmanager
-def _log_to(path):
-    """While inside, what detseg logs is also written to a file, with times."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logger.addHandler(handler)
+def _run_log():
+    """Gives a function of a path; what detseg logs while inside is written to that file, with times, also what came
+    before the call: warnings about the data come before there is a run folder.
+    """
+    held = logging.handlers.MemoryHandler(capacity=0)  # without a target it keeps all; with one it hands on at once
     level = logger.level
+    logger.addHandler(held)
     logger.setLevel(logging.INFO)
+
+    def write_to(path):
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        held.setTarget(file)
+        held.flush()
+
     try:
-        yield
+        yield write_to
     finally:
         logger.setLevel(level)
-        logger.removeHandler(handler)
-        handler.close()
+        logger.removeHandler(held)
+        if held.target is not None:
+            held.target.close()

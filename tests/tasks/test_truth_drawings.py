@@ -62,24 +62,24 @@ def found(scores=(0.9, 0.5), masks=None):
 
 def test_boxes_and_masks_of_the_data_are_drawn_beside_what_scores_above_the_threshold(detection_task):
     masks = masks_of(BOXES)
-    truth, prediction = detection_task.draw_truth_and_found(with_objects(masks=masks), found(), 0.5)
+    truth, prediction = detection_task.draw_truth_and_found(with_objects(masks=masks), found())
     codes = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
     np.testing.assert_array_equal(truth, draw_detections(GREY, BOXES, LABELS, CLASSES, masks=codes))
     expected = draw_detections(GREY, BOXES[:1] + 5, LABELS[:1], CLASSES, np.array([0.9], np.float32))
     np.testing.assert_array_equal(prediction, expected)
-    _, prediction = detection_task.draw_truth_and_found(with_objects(), found((0.1, 0.9), codes), 0.5)
+    _, prediction = detection_task.draw_truth_and_found(with_objects(), found((0.1, 0.9), codes))
     expected = draw_detections(GREY, BOXES[1:] + 5, LABELS[1:], CLASSES, np.array([0.9], np.float32), codes[1:])
     np.testing.assert_array_equal(prediction, expected)
 
 
 @pytest.mark.parametrize("masks", [None, np.zeros((0, 300, 400), np.uint8)])
 def test_an_image_without_objects_is_drawn_as_it_is(masks, detection_task):
-    drawings = detection_task.draw_truth_and_found(with_objects("a", BOXES[:0], masks), found(), 0.95)
+    drawings = detection_task.draw_truth_and_found(with_objects("a", BOXES[:0], masks), found((0.1, 0.2)))
     np.testing.assert_array_equal(drawings, [GREY, GREY])
 
 
 def test_the_first_images_are_drawn_into_the_folder_whatever_their_names(detection_task, tmp_path):
-    drawings = TruthDrawings(detection_task, tmp_path / "out" / "val_drawings", 2, 0.5)
+    drawings = TruthDrawings(detection_task, tmp_path / "out" / "val_drawings", 2)
     pictures = Pictures([with_objects("../up/a"), with_objects("b"), with_objects("c")])
     pictures.true_instances = lambda i: (None, LABELS, np.zeros(2, bool))
     result = evaluate(detection_task, lambda image: found(), pictures, drawings=drawings)
@@ -87,7 +87,7 @@ def test_the_first_images_are_drawn_into_the_folder_whatever_their_names(detecti
     assert sorted(path.name for path in drawings.folder.rglob("*")) == [".._up_a.png", "b.png"]
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "out"}
     drawn = cv2.imread(str(drawings.folder / "b.png"))[..., ::-1]
-    truth, prediction = detection_task.draw_truth_and_found(pictures[1], found(), 0.5)
+    truth, prediction = detection_task.draw_truth_and_found(pictures[1], found())
     np.testing.assert_array_equal(drawn[-300:, :400], truth)
     np.testing.assert_array_equal(drawn[-300:, -400:], prediction)
 
@@ -95,7 +95,7 @@ def test_the_first_images_are_drawn_into_the_folder_whatever_their_names(detecti
 def test_a_folder_that_cannot_be_made_is_told_before_anything_is_evaluated(detection_task, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--drawings: .*file.* can't be made a folder"):
-        TruthDrawings(detection_task, tmp_path / "file" / "val_drawings", 2, 0.5)
+        TruthDrawings(detection_task, tmp_path / "file" / "val_drawings", 2)
 
 
 def test_label_maps_are_drawn_beside_each_other(quick_config):
@@ -105,6 +105,6 @@ def test_label_maps_are_drawn_beside_each_other(quick_config):
     truth[:20] = 255
     predicted[60:110, 60:200] = 1
     task = create_task(quick_config(), classes)
-    drawings = task.draw_truth_and_found(Sample(GREY, "a", Path("a.png"), truth), Prediction(predicted), 0.5)
+    drawings = task.draw_truth_and_found(Sample(GREY, "a", Path("a.png"), truth), Prediction(predicted))
     for drawing, label_map in zip(drawings, (truth, predicted), strict=True):
         np.testing.assert_array_equal(drawing, draw_label_map(GREY, label_map, classes))

@@ -100,7 +100,9 @@ def test_history_has_every_part_of_the_loss_and_the_figures_of_the_validation(ru
 
 def test_a_class_that_never_occurs_is_warned_of_and_the_rest_is_learned(run, config_file, caplog):
     checked(config_file)
-    assert f"split 'train': no object of class {run.read_classes()[-1]}." in caplog.text
+    warning = f"split 'train': no object of class {run.read_classes()[-1]}."
+    assert warning in caplog.text
+    assert warning in run.log.read_text()
     assert all(np.isfinite(weights).all() for weights in detseg.load(run.path).model.get_weights())
     losses = [float(row["loss"]) for row in run.read_history()]
     assert losses[1] < losses[0]
