@@ -149,7 +149,7 @@ def create_ours(name, under_xla):
     def pool(maps):
         if kind == "align":
             return roi_align(maps, boxes, strides, under_xla=under_xla)
-        return roi_pool(maps[0], boxes, strides[0])
+        return roi_pool(maps[0], boxes, strides[0], inside=True)
 
     @tf.function
     def run_pooling(*maps):

@@ -347,7 +347,7 @@ class FasterRCNN(keras.Model):
         count, size = regions.shape[1], rules.roi_size
         maps, strides = ([x[i] for i in self.region_levels] for x in (features, self.anchors.strides))
         if rules.roi_pooling == "pool":
-            pooled = roi_pool(maps[0], regions, strides[0], size)
+            pooled = roi_pool(maps[0], regions, strides[0], size, inside=True)
         else:
             options = {"aligned": rules.roi_aligned, "under_xla": under_xla}
             pooled = roi_align(maps, regions, strides, size, rules.sampling_ratio, **options)

@@ -215,14 +215,16 @@ def _added_to_pixels(upstream, shape, regions, images, samples):
 
 # ----- RoI pooling ---------------------------------------------------------------------------------------------------
 
-_UNKNOWN_SIZE_STEPS = 9  # window sides 1, 2, 4 .. 256, for maps of up to 511 pixels a side, where that isn't static
+_LARGEST_MAP = 511  # pixels a side, where the size isn't static
 
 
-def roi_pool(features, boxes, stride, output_size=7):
+def roi_pool(features, boxes, stride, output_size=7, inside=False):
     """The largest feature of each bin, of regions rounded to whole pixels of the map.
 
     features:  (B, H, W, C); where H or W is not static, it is at most 511.
     boxes:     (B, R, 4) in pixels of the image; R may be 0.
+    inside:    bool, whether all boxes are known to lie inside the map, as proposals do. Bins are small then, and a
+               fraction of the windows is enough.
     Returns    (B, R, output_size, output_size, C) in the features' dtype; 0 where a bin lies outside the map. The
                gradient flows to the features, not to the boxes.
 
@@ -232,7 +234,7 @@ def roi_pool(features, boxes, stride, output_size=7):
     """
     batch, height, width = ops.shape(features)[:3]
     channels = features.shape[-1]
-    steps = [_UNKNOWN_SIZE_STEPS if n is None else n.bit_length() for n in features.shape[1:3]]
+    steps = [_window_steps(n or _LARGEST_MAP, output_size, inside) for n in features.shape[1:3]]
     values, places = _window_maxima(ops.stop_gradient(features), *steps)  # (B * steps * steps * H * W, C) each
 
     x1, y1, x2, y2 = (_round(x / stride) for x in corners(ops.stop_gradient(boxes)))  # (B, R)
@@ -250,6 +252,12 @@ def roi_pool(features, boxes, stride, output_size=7):
     pooled = ops.take(ops.reshape(features, (-1,)), place)
     some = ops.logical_and(some_down[..., :, None], some_across[..., None, :])
     return ops.where(some[..., None], pooled, ops.cast(0.0, features.dtype))
+
+
+def _window_steps(size, output_size, inside):
+    """How many windows' sides, 1, 2, 4 and so on, bins along an axis of `size` pixels can need."""
+    longest = -(-(size + 1) // output_size) + 1 if inside else size  # rounding makes regions a pixel longer
+    return longest.bit_length()
 
 
 def _window_maxima(maps, steps_down, steps_across):

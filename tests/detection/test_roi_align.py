@@ -4,6 +4,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from detseg.detection.roi_align import assign_levels, roi_align, roi_pool
 
@@ -181,6 +183,21 @@ def test_roi_pool_takes_the_maximum_of_each_bin(shape, stride):
     np.testing.assert_array_equal(roi_pool(maps, boxes, stride, 4), pool_reference(maps, boxes, stride, 4))
 
 
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.sampled_from([1, 4, 16]), st.integers(0, 2**32 - 1)
+)
+@settings(max_examples=25, deadline=None)
+def test_roi_pool_of_regions_inside_needs_fewer_windows(height, width, size, stride, seed):
+    rng = np.random.default_rng(seed)
+    maps = rng.normal(size=(1, height, width, 2)).astype("float32")
+    corners = rng.uniform(0, 1, (2, 8, 2)) ** 0.3  # large ones
+    whole = np.array([[[0, 0, 1, 1]]])
+    boxes = np.concatenate([whole, np.concatenate([corners.min(0) ** 3, corners.max(0)], -1)[None]], axis=1)
+    boxes = (boxes * stride * np.array([width, height, width, height])).astype("float32")
+    expected = pool_reference(maps, boxes, stride, size)
+    np.testing.assert_array_equal(roi_pool(maps, boxes, stride, size, inside=True), expected)
+
+
 def test_the_gradient_of_roi_pool_goes_to_the_maxima():
     rng = np.random.default_rng(5)
     (maps,), boxes = random_maps(rng, sizes=((9, 11),)), random_boxes(rng, count=10)
@@ -194,7 +211,7 @@ def test_the_gradient_of_roi_pool_goes_to_the_maxima():
 
 @pytest.mark.parametrize("pooling", ["kernel", "gather", "roi_pool"])
 def test_no_regions_and_sizes_known_only_when_a_graph_runs(pooling, monkeypatch):
-    monkeypatch.setattr("detseg.detection.roi_align._UNKNOWN_SIZE_STEPS", 4)  # maps of up to 15 pixels: a smaller graph
+    monkeypatch.setattr("detseg.detection.roi_align._LARGEST_MAP", 15)  # a smaller graph
 
     def pool(maps, boxes):
         if pooling == "roi_pool":
