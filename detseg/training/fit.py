@@ -147,6 +147,8 @@ def compile_model(model, backbone, loss, config, steps_per_epoch):
     # XLA makes these models ten times slower on CPUs; the JAX backend knows nothing else.
     jit_compile = bool(accelerators()) or keras.backend.backend() == "jax"
     model.compile(optimizer=optimizer, loss=loss, jit_compile=jit_compile)
+    # Left to the first step, TensorFlow traces it twice: once to create these variables, once without creating any.
+    model.optimizer.build(model.trainable_variables)
 
 
 def _check_resumed_config(config, folder):

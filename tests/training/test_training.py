@@ -51,6 +51,15 @@ def test_two_runs_of_one_config_give_the_same_history(quick_config, trained_run,
     assert history_of(tmp_path / "again") == history_of(trained_run)
 
 
+def test_the_step_is_traced_once(quick_config, monkeypatch):
+    traced, step = [], keras.Model.train_step
+    monkeypatch.setattr(keras.Model, "train_step", lambda self, data: traced.append(1) or step(self, data))
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    fit.compile_model(model, None, "mse", quick_config(), steps_per_epoch=2)
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), batch_size=2, verbose=0)
+    assert len(traced) == 1
+
+
 RARE_CLASSES = [
     "train.sampling={name: repeat_factor, threshold: 0.9}",
     "augmentation.1.random_crop={size: [64, 64], rare_classes: 0.5, max_class_share: 0.75}",
