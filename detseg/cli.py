@@ -278,7 +278,7 @@ def _truth_drawings(options, task, folder, name):
 
 def _evaluate_detections(options):
     """`evaluate --detections`: scores without a run."""
-    wrong = {"--run": options.run, "--tta": options.tta, "--tile": options.tile}
+    wrong = {"--run": options.run, "--tta": options.tta, "--tile": options.tile, "--tile-memory": options.tile_memory}
     wrong = [name for name, value in wrong.items() if value]
     if wrong or options.config is None:
         raise UserError(

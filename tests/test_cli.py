@@ -120,6 +120,7 @@ def test_training_validation_equals_the_evaluate_tool(trained_run, capsys):
         (["evaluate", "--run", "missing"], "not a run folder"),
         (["predict", "--run", "missing", "x.jpg", "--output", "out"], "not a run folder"),
         (["evaluate", "--run", "missing", "--tile-memory", "2"], "--tile-memory 2: it is for --tile auto"),
+        (["evaluate", "--detections", "d.json", "--config", "c.yaml", "--tile-memory", "2"], "no --tile-memory"),
         (["predict", "--run", "r", "x.jpg", "--output", "out", "--tile", "512", "--tile-memory", "2"], "--tile auto"),
     ],
 )
