@@ -172,8 +172,8 @@ class Train(Section):
     )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None,
-        description="Momentum of an average of the weights, which is then what is evaluated and saved; early in training it "
-        "is less, (1 + step) / (10 + step). null: none.",
+        description="Momentum of an average of the weights, which is then what is evaluated and saved; early in "
+        "training it is less, (1 + step) / (10 + step). null: none.",
     )
     early_stopping: Count | None = Field(
         default=None, description="Epochs without a better validation score after which training ends; null: never."

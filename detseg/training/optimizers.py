@@ -55,9 +55,9 @@ def create_optimizer(config, schedule, ema=None, learning_rate_factor=None):
     """The optimizer of a config's train.optimizer.
 
     schedule:              a LearningRateSchedule.
-    ema:                   None, or the momentum of an average of the weights kept beside them. Early in training it is
-                           less, min(ema, (1 + step) / (10 + step)), so that the average forgets the weights it began with
-                           (as tf.train.ExponentialMovingAverage does with num_updates).
+    ema:                   None, or the momentum of an average of the weights kept beside them. Early in training it
+                           is less, min(ema, (1 + step) / (10 + step)), so that the average forgets the weights it
+                           began with (as tf.train.ExponentialMovingAverage does with num_updates).
     learning_rate_factor:  None, or a function of a variable -> float that its learning rate is multiplied by.
 
     Weight decay is decoupled and scaled by the variable's learning rate, w -= rate * decay * w (Loshchilov and Hutter
@@ -68,7 +68,7 @@ def create_optimizer(config, schedule, ema=None, learning_rate_factor=None):
     decay = config.weight_decay
 
     class Optimizer(base):
-        """`base` with a learning-rate factor and a decay for each variable, and a momentum of the average that grows."""
+        """`base` with a learning-rate factor and a decay for each variable; its average's momentum grows."""
 
         @property
         def ema_momentum(self):
