@@ -126,12 +126,13 @@ def test_warm_up_rises_linearly_to_the_schedule():
 def test_averaged_weights_forget_the_first_ones_early_and_reach_the_configs_momentum():
     optimizer, (variable, _) = create_optimizer(config_of("sgd"), 0.1, ema=0.6), kernel_and_bias()
     optimizer.build([variable])
+    (kept,) = (each for each in optimizer.variables if each.name.endswith("average"))
     expected = None
     for iteration in range(30):
         value = step(optimizer, [variable], [np.ones((2, 2))])[0]
         momentum = min(0.6, (1 + iteration) / (10 + iteration)) if iteration else 0
         expected = value if expected is None else momentum * expected + (1 - momentum) * value
-        average = np.array(optimizer._model_variables_moving_average[0])
+        average = np.array(kept)
         np.testing.assert_allclose(average, expected, rtol=1e-5)
     # A mean of the last weights, each 0.1 below the one before it: it stays momentum / (1 - momentum) steps behind.
     np.testing.assert_allclose(average, value + 0.1 * 0.6 / 0.4, atol=1e-4)
