@@ -20,9 +20,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "UserError": "detseg.errors",
     "load_config": "detseg.config",
-    "create_backbone": "detseg.backbones",
-    "load": "detseg.prediction",
-    "Prediction": "detseg.prediction",
+    "create_backbone": "detseg.backbones.create",
+    "load": "detseg.inference.predictor",
+    "Prediction": "detseg.inference.prediction",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -241,10 +241,10 @@ def _evaluate(options):
     tile_memory = _tile_memory(options)
     _start_backend_quietly()
     from detseg.data.datasets import check_classes, create_dataset
-    from detseg.data.validate import scan_split
+    from detseg.data.scan import scan_split
     from detseg.evaluation import evaluate, write_evaluation
-    from detseg.inference import PredictionOptions
-    from detseg.prediction import load
+    from detseg.inference.prediction import PredictionOptions
+    from detseg.inference.predictor import load
 
     predictor = load(options.run, options.overrides)
     task = predictor.task
@@ -269,7 +269,7 @@ def _evaluate(options):
 
 
 def _truth_drawings(options, task, folder, name):
-    from detseg.truth_drawings import TruthDrawings
+    from detseg.report.truth_drawings import TruthDrawings
 
     if options.drawings is None:
         return None
@@ -294,7 +294,7 @@ def _evaluate_detections(options):
         raise UserError(f"{options.config}: task: {config.task}; --detections needs a config of task: detection")
     _start_backend_quietly()
     from detseg.data.datasets import create_dataset
-    from detseg.data.validate import scan_split
+    from detseg.data.scan import scan_split
     from detseg.evaluation import evaluate_results_file, write_evaluation
     from detseg.files import make_folder
     from detseg.tasks import create_task
@@ -320,8 +320,8 @@ def _evaluate_detections(options):
 def _predict(options):
     tile_memory = _tile_memory(options)
     _start_backend_quietly()
-    from detseg.inference import PredictionOptions
-    from detseg.prediction import load, predict_files
+    from detseg.inference.prediction import PredictionOptions
+    from detseg.inference.predictor import load, predict_files
 
     predictor = load(options.run, options.overrides)
     threshold = predictor.task.shown_from if options.score_threshold is None else options.score_threshold
@@ -365,7 +365,8 @@ def _make_shapes(options):
 
 
 def _benchmark(options):
-    from detseg.benchmark import benchmark, create_job, detseg_side, format_result, torch_side
+    from benchmark.harness import benchmark, create_job, detseg_side, format_result, torch_side
+
     from detseg.files import written_whole
 
     workload = (options.size, options.batch_size, options.classes)

@@ -21,7 +21,7 @@ def evaluate(task, inference, dataset, workers=2, progress=None, scores=None, dr
     scores:     what collects them; by default `task.create_scores()`. `task.create_scores(extra=True)` has the scores
                 of the config's evaluation section too, and may need more of predictions (`task.evaluation_options`).
     progress:   None, or a text to show beside a progress bar (where somebody watches: on a terminal).
-    drawings:   None, or the `detseg.truth_drawings.TruthDrawings` to be made.
+    drawings:   None, or the `detseg.report.truth_drawings.TruthDrawings` to be made.
     Returns     the contents of evaluation/SPLIT.json as a dict; undefined figures are nan.
     """
     scores = task.create_scores() if scores is None else scores

@@ -8,16 +8,16 @@ import sys
 import numpy as np
 import pytest
 
-from detseg.backbones import create_backbone
+from detseg.backbones.create import create_backbone
 from detseg.segmentation.fcn import create_fcn
 
 STEP_ON_JAX = """
 import sys
 import keras, numpy as np
-from detseg.backbones import create_backbone
+from detseg.backbones.create import create_backbone
 from detseg.segmentation.fcn import create_fcn
 from detseg.segmentation.losses import CrossEntropy
-from detseg.inference import SegmentationInference
+from detseg.inference.segmentation import SegmentationInference
 
 folder = sys.argv[1]
 model = create_fcn("fcn8s", create_backbone("vgg16", alpha=0.0625), 3, "learned", head_channels=8)
@@ -32,7 +32,7 @@ assert keras.backend.backend() == "jax" and np.isfinite(loss)
 
 FAMILIES_ON_JAX = """
 import keras, numpy as np
-from detseg.backbones import create_backbone
+from detseg.backbones.create import create_backbone
 from detseg.segmentation.fcn import create_fcn
 from detseg.segmentation.losses import CrossEntropy
 
@@ -65,7 +65,7 @@ def test_one_backbone_of_each_family_trains_on_jax():
 
 @needs_jax
 def test_a_model_trained_on_tensorflow_predicts_the_same_and_trains_on_jax(tmp_path):
-    from detseg.inference import SegmentationInference
+    from detseg.inference.segmentation import SegmentationInference
 
     model = create_fcn("fcn8s", create_backbone("vgg16", alpha=0.0625), 3, "learned", head_channels=8)
     rng = np.random.default_rng(0)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark.harness import OBJECTS, STILL, Side, benchmark, create_job, detseg_side, format_result, torch_side
 
-from detseg.benchmark import OBJECTS, STILL, Side, benchmark, create_job, detseg_side, format_result, torch_side
 from detseg.cli import main
 from detseg.config import load_config
 from detseg.errors import UserError
@@ -144,7 +144,7 @@ def test_a_worker_that_fails_is_told_with_its_last_words(script, message, config
 
 
 def test_a_train_step_is_a_step_of_fit_with_the_configs_optimizer(config_file):
-    from detseg.benchmark_worker import train_step
+    from benchmark.worker import train_step
 
     overrides = ["train.optimizer={name: adam, learning_rate: 1e-7}", "train.bias_learning_rate_factor=2.0"]
     job = create_job("train-step", config_file, overrides, size=(64, 64), classes=4)
@@ -158,8 +158,9 @@ def test_a_train_step_is_a_step_of_fit_with_the_configs_optimizer(config_file):
 
 
 def test_inference_is_that_of_prediction(config_file, monkeypatch):
-    from detseg.benchmark_worker import inference
-    from detseg.inference import SegmentationInference
+    from benchmark.worker import inference
+
+    from detseg.inference.segmentation import SegmentationInference
 
     images = []
     call = SegmentationInference.__call__
@@ -193,7 +194,7 @@ def test_objects_of_a_job_lie_in_its_images(detection_config_file):
 
 
 def test_a_train_step_of_a_detector_has_its_jobs_objects(detection_config_file):
-    from detseg.benchmark_worker import random_batch, train_step
+    from benchmark.worker import random_batch, train_step
 
     file, overrides = detection_config_file("retinanet"), [*FEW_LAYERS, "model.head_convolutions=0"]
     job = create_job("train-step", file, overrides, size=(64, 90), classes=3)
@@ -215,8 +216,9 @@ def test_a_train_step_of_a_detector_has_its_jobs_objects(detection_config_file):
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
 def test_one_score_of_each_region_reaches_the_threshold(name, detection_config_file, monkeypatch):
-    from detseg.benchmark_worker import inference
-    from detseg.detection.inference import DetectionInference
+    from benchmark.worker import inference
+
+    from detseg.inference.detection import DetectionInference
 
     found = []
     call = DetectionInference.__call__
@@ -234,8 +236,9 @@ def test_one_score_of_each_region_reaches_the_threshold(name, detection_config_f
 
 @pytest.mark.parametrize(("name", "last"), [("resnet18", 2), ("resnet50", 3)])
 def test_residual_branches_are_silent(name, last):
-    from detseg.backbones import create_backbone
-    from detseg.benchmark_worker import silence_residuals
+    from benchmark.worker import silence_residuals
+
+    from detseg.backbones.create import create_backbone
 
     backbone = create_backbone(name, weights=None, norm="frozen", alpha=0.125)
     silence_residuals(backbone)
@@ -245,7 +248,7 @@ def test_residual_branches_are_silent(name, last):
 
 
 def test_peak_memory_is_between_what_is_resident_and_what_the_machine_has():
-    from detseg.benchmark_worker import peak_memory
+    from benchmark.worker import peak_memory
 
     page = os.sysconf("SC_PAGE_SIZE")
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * page

@@ -12,8 +12,8 @@ from detseg.data.classes import VOC_CLASSES
 from detseg.data.datasets import create_dataset
 from detseg.data.palette import voc_palette, write_index_png
 from detseg.evaluation import evaluate
-from detseg.inference import PLAIN
-from detseg.prediction import load
+from detseg.inference.prediction import PLAIN
+from detseg.inference.predictor import load
 from detseg.tasks import create_task
 from detseg.training.fit import train
 
@@ -149,7 +149,7 @@ def test_recipe_starts_with_a_header_that_names_its_command(path):
 def test_a_perfect_prediction_scores_one_on_the_stand_in(tmp_path):
     from types import SimpleNamespace
 
-    from detseg.inference import Prediction
+    from detseg.inference.prediction import Prediction
     from detseg.tasks import SegmentationTask
 
     path = next(path for path in CONFIGS if path.stem == "fcn8s_mobilenetv2_camvid")

@@ -17,13 +17,13 @@ from detseg.config.augmentation import (
     Rotate90,
     ScaleJitter,
 )
-from detseg.config.detectors import FasterRCNNModel, RetinaNetModel
 from detseg.config.messages import explain
-from detseg.config.models import AtrousModel, DeepLabV3PlusModel, FCNModel, FCNName
 from detseg.config.schema import Config, DetectionConfig, SegmentationConfig
 from detseg.config.tree import read_tree, to_yaml
+from detseg.detection.options import FasterRCNNModel, RetinaNetModel
 from detseg.errors import UserError
 from detseg.files import written_whole
+from detseg.segmentation.options import AtrousModel, DeepLabV3PlusModel, FCNModel, FCNName
 
 __all__ = [
     "Albumentations",

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
 
-from detseg.config.fields import Count, Positive, Section, Size, Text, shown
+from detseg.fields import Count, Positive, Section, Size, Text, shown
 
 Strength = Annotated[float, Field(ge=0, le=1)]
 

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, Tag, model_validator
 
-from detseg.config.fields import Byte, Color, Count, NotEmpty, Section, Several, Size, Text, written_as
+from detseg.fields import Byte, Color, Count, NotEmpty, Section, Several, Size, Text, written_as
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:

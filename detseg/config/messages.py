@@ -9,8 +9,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from detseg.config.augmentation import KINDS
-from detseg.config.fields import FORMS, shown
 from detseg.config.tree import Node
+from detseg.fields import FORMS, shown
 
 _TYPES = {
     "int_type": "a whole number",

@@ -6,11 +6,10 @@ from pydantic import Field
 
 from detseg.config.augmentation import ObjectTransform, Transform
 from detseg.config.data import DetectionData, SegmentationData
-from detseg.config.detectors import DetectionModel
-from detseg.config.fields import Count, NotEmpty, NotNegative, Positive, Section, Several, Text
-from detseg.config.losses import CrossEntropy, Loss
-from detseg.config.models import SegmentationModel
 from detseg.config.train import Train
+from detseg.detection.options import DetectionModel
+from detseg.fields import Count, NotEmpty, NotNegative, Positive, Section, Several, Text
+from detseg.segmentation.options import CrossEntropy, Loss, SegmentationModel
 
 
 class TTA(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from detseg.config.fields import Count, Fraction, NotEmpty, NotNegative, Positive, Section, Several, Text, Whole
+from detseg.fields import Count, Fraction, NotEmpty, NotNegative, Positive, Section, Several, Text, Whole
 
 _OPTIMIZER = "The optimizer, by Keras' name."
 _AMSGRAD = "Divide by the largest mean of squares so far (Reddi et al. 2018)."

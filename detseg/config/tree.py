@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from detseg.config.fields import shown
 from detseg.errors import UserError
+from detseg.fields import shown
 
 _CHOICE_KEYS = ("name", "format")  # the keys that decide which other keys a mapping has
 

@@ -31,12 +31,12 @@ Reading happens on access; nothing is kept in memory but names and annotations. 
 from several threads, and pickled.
 """
 
-from detseg.data.coco import CocoSegmentation
-from detseg.data.coco_detection import CocoDetection
-from detseg.data.folder import FolderSegmentation
-from detseg.data.instance_folder import InstanceFolder
-from detseg.data.voc import VOCSegmentation
-from detseg.data.voc_detection import VOCDetection
+from detseg.data.readers.coco import CocoDetection
+from detseg.data.readers.coco_segmentation import CocoSegmentation
+from detseg.data.readers.folder import FolderSegmentation
+from detseg.data.readers.instance_folder import InstanceFolder
+from detseg.data.readers.voc import VOCDetection
+from detseg.data.readers.voc_segmentation import VOCSegmentation
 from detseg.errors import UserError
 
 _SPLITS = ("train", "val", "test")

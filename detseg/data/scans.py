@@ -1,6 +1,6 @@
 """What a scan of a split finds, for samples with label maps and for samples with objects.
 
-Both kinds offer to `detseg.data.validate`:
+Both kinds offer to `detseg.data.scan`:
 
     examine(dataset, i, attempt)   what of a sample goes into the scan. attempt(function, *arguments) calls what may
                                    raise UserError, which is reported, and gives None then.

@@ -10,15 +10,15 @@ from detseg.backbones.backbone import Preprocess
 from detseg.detection.anchors import LevelAnchors
 from detseg.detection.boxes import clip_boxes, decode_boxes
 from detseg.detection.fpn import fpn
+from detseg.detection.heads import create_dense_head, create_rpn, create_stage_head, split_backbone
 from detseg.detection.losses import box_losses
 from detseg.detection.matching import FOREGROUND, match, without_padding
 from detseg.detection.nms import NO_SCORE, is_at_least, suppress, take_rows, top_rows
 from detseg.detection.proposals import sample, sample_proposals, select_proposals
-from detseg.detection.region_heads import create_dense_head, create_rpn, create_stage_head, split_backbone
 from detseg.detection.roi_align import roi_align, roi_pool
 from detseg.errors import UserError
 from detseg.layers.padding import PadToMultiple
-from detseg.replicas import replica_count
+from detseg.layers.replicas import replica_count
 
 PADDING_MULTIPLE = 32  # the deepest native stride of every backbone
 PYRAMID_KEYS = (4, 8, 16, 32)
@@ -234,7 +234,7 @@ class FasterRCNN(keras.Model):
     """Faster R-CNN of these parts; `create_faster_rcnn` makes them. Trains under stock `fit`.
 
     extractor:     keras.Model, raw pixels (B, H, W, C) -> list of L feature maps, from fine to coarse.
-    rpn, head:     keras.Models, of detseg.detection.region_heads.
+    rpn, head:     keras.Models, of detseg.detection.heads.
     anchors:       `LevelAnchors` of the L levels.
     rules:         `Rules`.
     seed:          int.

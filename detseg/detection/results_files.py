@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import numpy as np
 from pycocotools import mask as rle
 
-from detseg.data.bad_boxes import raise_problems
-from detseg.data.coco_file import encode_segmentation, looks_like_corners
-from detseg.data.voc_annotation import CORNERS
+from detseg.data.checks import raise_problems
+from detseg.data.readers.coco_file import encode_segmentation, looks_like_corners
+from detseg.data.readers.voc_annotation import CORNERS
 from detseg.errors import UserError
 from detseg.files import make_folder, written_whole
 

@@ -14,7 +14,7 @@ from detseg.detection.matching import FOREGROUND, IGNORED, match, without_paddin
 from detseg.detection.nms import NO_SCORE, best_candidates, is_at_least, suppress, take_rows, top_rows
 from detseg.layers.conv import Conv2D
 from detseg.layers.norm import create_norm
-from detseg.replicas import replica_count
+from detseg.layers.replicas import replica_count
 
 MIN_SIZE = 1e-2  # pixels that a box must have left of its width and height in the image
 

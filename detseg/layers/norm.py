@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from detseg.errors import UserError
-from detseg.replicas import replica_count
+from detseg.layers.replicas import replica_count
 
 NORMS = ("batch", "frozen", "group")
 

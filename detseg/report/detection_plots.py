@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from detseg.detection.voc_metrics import area_average
 from detseg.files import written_whole
+from detseg.metrics.voc import area_average
 
 _LINE_STYLES = ("-", "--", ":", "-.")
 _CLASSES_PER_COLUMN = 20  # of the legend

@@ -2,7 +2,7 @@
 
 import keras
 
-from detseg.replicas import replica_count
+from detseg.layers.replicas import replica_count
 from detseg.segmentation import pixel_losses, region_losses
 
 

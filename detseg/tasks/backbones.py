@@ -2,7 +2,7 @@
 
 import logging
 
-from detseg.backbones import create_backbone
+from detseg.backbones.create import create_backbone
 
 logger = logging.getLogger("detseg")
 

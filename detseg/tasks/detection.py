@@ -9,10 +9,10 @@ import numpy as np
 from detseg.data.augment import create_augmentation, resize_sample, resized_size
 from detseg.data.buckets import bucket_groups, describe_buckets, object_arrays, object_batch, shape_buckets
 from detseg.detection.anchor_recall import anchor_recall
-from detseg.detection.inference import DetectionInference
-from detseg.drawing_detections import draw_detections
 from detseg.errors import UserError
-from detseg.inference import PLAIN
+from detseg.inference.detection import DetectionInference
+from detseg.inference.prediction import PLAIN
+from detseg.report.drawing_detections import draw_detections
 from detseg.segmentation.instances import encode_masks
 from detseg.tasks.detection_models import create_detector
 from detseg.tasks.detection_results import DetectionWriter

@@ -4,7 +4,7 @@ import logging
 
 from detseg.backbones.weights import dense_weights
 from detseg.detection.faster_rcnn import create_faster_rcnn
-from detseg.detection.region_heads import load_dense_weights
+from detseg.detection.heads import load_dense_weights
 from detseg.detection.retinanet import create_retinanet
 from detseg.tasks.backbones import create_configured_backbone
 

@@ -6,9 +6,9 @@ from detseg.detection.results_files import (
     write_coco_results,
     write_voc_annotation,
 )
-from detseg.drawing import write_png
-from detseg.drawing_detections import draw_detections
 from detseg.errors import UserError
+from detseg.report.drawing import write_png
+from detseg.report.drawing_detections import draw_detections
 
 FILE_NAME = "predictions.json"
 

@@ -2,9 +2,9 @@
 
 import math
 
-from detseg.detection.metrics import DetectionScores
 from detseg.detection.results_files import coco_entries, write_coco_results, write_voc_results
 from detseg.files import make_folder
+from detseg.metrics.detection import DetectionScores
 from detseg.report.detection_plots import draw_confusion, draw_precision_recall
 
 

@@ -9,14 +9,16 @@ import numpy as np
 from detseg import config as schema
 from detseg.data.augment import create_augmentation, resize_sample, resized_size
 from detseg.data.classes import BACKGROUND
-from detseg.data.validate import median_frequency_weights
-from detseg.drawing import draw_label_map
+from detseg.data.scan import median_frequency_weights
 from detseg.errors import UserError
-from detseg.inference import PLAIN, SegmentationInference, TestTimeAugmentation
+from detseg.inference.prediction import PLAIN
+from detseg.inference.segmentation import SegmentationInference
+from detseg.inference.tiling import Tiler, tiled_forward
+from detseg.inference.tta import TestTimeAugmentation
+from detseg.report.drawing import draw_label_map
 from detseg.segmentation.auxiliary import ModelWithAuxiliary
 from detseg.segmentation.deeplabv3 import effective_rates
 from detseg.segmentation.losses import LOSSES, WeightedSum
-from detseg.segmentation.tiling import Tiler, tiled_forward
 from detseg.segmentation.weight_maps import border_weights, instances_of_components, separate_touching
 from detseg.tasks.segmentation_models import create_segmentation_model, minimum_size
 from detseg.tasks.segmentation_results import SegmentationWriter

@@ -4,8 +4,8 @@ import numpy as np
 
 from detseg.data.palette import voc_palette, write_index_png
 from detseg.data.windows import write_label_tiff
-from detseg.drawing import Overview, draw_label_map, write_png
 from detseg.files import written_whole
+from detseg.report.drawing import Overview, draw_label_map, write_png
 
 
 class SegmentationWriter:

@@ -3,11 +3,11 @@
 import numpy as np
 
 from detseg.errors import UserError
-from detseg.segmentation.boundary_metrics import BoundaryScores
-from detseg.segmentation.em_metrics import EMScores
-from detseg.segmentation.instance_metrics import InstanceScores
+from detseg.metrics.boundary import BoundaryScores
+from detseg.metrics.em import EMScores
+from detseg.metrics.instances import InstanceScores
+from detseg.metrics.semantic import confusion_matrix, dice_scores, segmentation_scores
 from detseg.segmentation.instances import encode_instances, find_class_instances
-from detseg.segmentation.metrics import confusion_matrix, dice_scores, segmentation_scores
 from detseg.segmentation.weight_maps import instances_of_components
 
 

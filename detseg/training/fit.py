@@ -10,7 +10,7 @@ import keras
 from detseg.data.datasets import check_classes, create_dataset
 from detseg.data.loader import SampleStream, load_for_fit
 from detseg.data.sampling import describe_repeats, image_repeat_factors
-from detseg.data.validate import scan_split
+from detseg.data.scan import scan_split
 from detseg.errors import UserError
 from detseg.tasks import create_task
 from detseg.training.callbacks import Record, SaveState, StopOnNonFiniteLoss, Validate, averaged_weights, save_weights

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from detseg.backbones import create_backbone
+from detseg.backbones.create import create_backbone
 
 NATIVE = {"pool3": 8, "pool4": 16}  # native strides of the named levels
 TOLERANCE = 2e-6  # of the largest value

@@ -17,8 +17,8 @@ from oracle import (
     relative_error,
 )
 
-from detseg.backbones import BACKBONES, Preprocess, create_backbone
 from detseg.backbones.backbone import make_divisible, placement
+from detseg.backbones.create import BACKBONES, Preprocess, create_backbone
 from detseg.errors import UserError
 
 TWINS = {
@@ -243,7 +243,7 @@ def test_wrong_arguments_are_refused_by_name(arguments, message):
 JAX_ALPHAS = {"mobilenetv2": 0.35, "vgg16": 0.25, "mobilenetv3_small": 0.5, "xception": 0.125, "resnet50": 0.25}
 JAX_SCRIPT = """
 import json, sys, jax, numpy as np
-from detseg.backbones import create_backbone
+from detseg.backbones.create import create_backbone
 stored = np.load(sys.argv[1])
 for name, alpha in json.loads(sys.argv[3]).items():
     backbone = create_backbone(name, output_stride=8, alpha=alpha)

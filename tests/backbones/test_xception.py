@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from oracle import assert_dilated_levels_equal_strided_ones, assert_same_features, pictures, randomise
 
-from detseg.backbones import create_backbone
+from detseg.backbones.create import create_backbone
 from detseg.errors import UserError
 
 TWIN_LEVELS = {

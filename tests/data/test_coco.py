@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as rle
 
-from detseg.data.coco import CocoSegmentation, paint_maps
-from detseg.data.coco_file import _decompressed, encode_segmentation
+from detseg.data.readers.coco_file import _decompressed, encode_segmentation
+from detseg.data.readers.coco_segmentation import CocoSegmentation, paint_maps
 from detseg.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"

@@ -11,8 +11,8 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from detseg.data.coco_detection import CocoDetection
-from detseg.data.coco_file import looks_like_corners
+from detseg.data.readers.coco import CocoDetection
+from detseg.data.readers.coco_file import looks_like_corners
 from detseg.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"

@@ -14,17 +14,17 @@ from pydantic import Field, ValidationError
 from detseg.config import Flip, ObjectCrop
 from detseg.config.augmentation import ObjectTransform
 from detseg.config.data import DetectionData
-from detseg.config.fields import Section, Several
 from detseg.config.messages import explain
 from detseg.config.tree import read_tree
-from detseg.data.coco import CocoSegmentation
-from detseg.data.coco_detection import CocoDetection
 from detseg.data.datasets import create_dataset
-from detseg.data.folder import FolderSegmentation
-from detseg.data.instance_folder import InstanceFolder
-from detseg.data.voc import VOCSegmentation
-from detseg.data.voc_detection import VOCDetection
+from detseg.data.readers.coco import CocoDetection
+from detseg.data.readers.coco_segmentation import CocoSegmentation
+from detseg.data.readers.folder import FolderSegmentation
+from detseg.data.readers.instance_folder import InstanceFolder
+from detseg.data.readers.voc import VOCDetection
+from detseg.data.readers.voc_segmentation import VOCSegmentation
 from detseg.errors import UserError
+from detseg.fields import Section, Several
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_split_of_another_formats_form_is_refused(root, name, train):
 
 def test_reading_data_imports_neither_keras_nor_tensorflow():
     code = (
-        "import sys, detseg.data.datasets, detseg.data.validate; "
+        "import sys, detseg.data.datasets, detseg.data.scan; "
         "sys.exit(str({'keras', 'tensorflow', 'jax'} & sys.modules.keys()) if "
         "{'keras', 'tensorflow', 'jax'} & sys.modules.keys() else 0)"
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detseg.data.folder import FolderSegmentation
+from detseg.data.readers.folder import FolderSegmentation
 from detseg.errors import UserError
 
 LABELS = np.array([[0, 1], [1, 255]], np.uint8)

@@ -10,11 +10,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-from detseg.data.coco import CocoSegmentation
-from detseg.data.coco_detection import CocoDetection
-from detseg.data.folder import FolderSegmentation
-from detseg.data.validate import median_frequency_weights, scan_split
-from detseg.data.voc import VOCSegmentation
+from detseg.data.readers.coco import CocoDetection
+from detseg.data.readers.coco_segmentation import CocoSegmentation
+from detseg.data.readers.folder import FolderSegmentation
+from detseg.data.readers.voc_segmentation import VOCSegmentation
+from detseg.data.scan import median_frequency_weights, scan_split
 from detseg.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from detseg.data.classes import VOC_CLASSES
-from detseg.data.coco_detection import CocoDetection
 from detseg.data.elastic import boxes_of_masks
-from detseg.data.voc_annotation import read_voc_annotation
-from detseg.data.voc_detection import VOCDetection
+from detseg.data.readers.coco import CocoDetection
+from detseg.data.readers.voc import VOCDetection
+from detseg.data.readers.voc_annotation import read_voc_annotation
 from detseg.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from detseg.backbones import Backbone
+from detseg.backbones.create import Backbone
 from detseg.detection.retinanet import create_retinanet
 
 

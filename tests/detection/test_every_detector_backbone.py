@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detseg.backbones import BACKBONES
+from detseg.backbones.create import BACKBONES
 from detseg.config import load_config
 from detseg.tasks.detection_models import create_detector
 

@@ -13,11 +13,11 @@ import tensorflow as tf
 from faster_rcnn_cases import batch, step, tiny
 from retinanet_cases import tiny_backbone
 
-from detseg.backbones import create_backbone
+from detseg.backbones.create import create_backbone
 from detseg.detection.boxes import encode_boxes, iou
 from detseg.detection.faster_rcnn import LOSSES, create_faster_rcnn
+from detseg.detection.heads import create_dense_head, create_rpn, load_dense_weights, split_backbone
 from detseg.detection.matching import BACKGROUND, FOREGROUND, match
-from detseg.detection.region_heads import create_dense_head, create_rpn, load_dense_weights, split_backbone
 from detseg.errors import UserError
 from detseg.layers.conv import Conv2D
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from detseg.backbones import create_backbone
+from detseg.backbones.create import create_backbone
 from detseg.detection.faster_rcnn import create_faster_rcnn
 
 TORCH_PYTHON = os.environ.get("DETSEG_TORCH_PYTHON") or (importlib.util.find_spec("torchvision") and sys.executable)

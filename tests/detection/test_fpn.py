@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from detseg.backbones import create_backbone
+from detseg.backbones.create import create_backbone
 from detseg.detection.fpn import UpsampleNearestLike, fpn
 
 

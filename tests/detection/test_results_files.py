@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
-from detseg.data.voc_detection import VOCDetection
+from detseg.data.readers.voc import VOCDetection
 from detseg.detection.results_files import (
     Detections,
     coco_entries,

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from retinanet_cases import batch, tiny
 
-from detseg.backbones import create_backbone
+from detseg.backbones.create import create_backbone
 from detseg.detection.boxes import clip_boxes, decode_boxes, iou
 from detseg.detection.losses import box_losses
 from detseg.detection.matching import FOREGROUND, IGNORED, match

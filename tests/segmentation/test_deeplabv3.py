@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from detseg.backbones import create_backbone
+from detseg.backbones.create import create_backbone
 from detseg.layers.resize import resize_bilinear
 from detseg.segmentation.deeplabv3 import create_deeplabv3, resize_offset
 from detseg.segmentation.losses import CrossEntropy

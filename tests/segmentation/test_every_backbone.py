@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from detseg.backbones import BACKBONES, create_backbone
+from detseg.backbones.create import BACKBONES, create_backbone
 from detseg.segmentation.deeplabv3 import create_deeplabv3
 from detseg.segmentation.fcn import create_fcn
 from detseg.segmentation.losses import CrossEntropy

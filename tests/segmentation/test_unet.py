@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from detseg.backbones import create_backbone
+from detseg.backbones.create import create_backbone
 from detseg.layers.padding import CentreCropLike, MirrorPad
 from detseg.segmentation.unet import create_encoder_unet, create_unet, unpadded_margin
 

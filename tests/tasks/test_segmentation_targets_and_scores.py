@@ -10,7 +10,7 @@ from pycocotools import mask as rle
 from detseg.data.sample import Sample
 from detseg.errors import UserError
 from detseg.evaluation import evaluate
-from detseg.inference import PLAIN, Prediction
+from detseg.inference.prediction import PLAIN, Prediction
 from detseg.segmentation.weight_maps import border_weights
 from detseg.tasks import create_task
 

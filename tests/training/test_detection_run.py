@@ -12,8 +12,8 @@ import detseg
 from detseg.cli import main
 from detseg.config import load_config
 from detseg.data.datasets import create_dataset
-from detseg.data.validate import scan_split
-from detseg.data.voc_detection import VOCDetection
+from detseg.data.readers.voc import VOCDetection
+from detseg.data.scan import scan_split
 from detseg.errors import UserError
 from detseg.tasks import create_task
 from detseg.training import fit

@@ -9,7 +9,7 @@ import pytest
 
 from detseg.data.datasets import create_dataset
 from detseg.data.sampling import image_repeat_factors
-from detseg.data.validate import scan_split
+from detseg.data.scan import scan_split
 from detseg.errors import UserError
 from detseg.training import fit
 from detseg.training.callbacks import averaged_weights

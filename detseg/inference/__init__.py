@@ -1,0 +1,1 @@
+"""From images to predictions: compiled models, tiles, test-time augmentation, files."""

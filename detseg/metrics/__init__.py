@@ -1,0 +1,1 @@
+"""Figures of segmentation and detection: pure functions and collectors of arrays."""
