@@ -5,8 +5,8 @@ import tifffile
 from PIL import Image
 
 import detseg
-from detseg import prediction
 from detseg.errors import UserError
+from detseg.inference import predictor as prediction
 from detseg.inference.prediction import PredictionOptions
 from detseg.inference.predictor import find_images, predict_files
 

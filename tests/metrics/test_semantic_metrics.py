@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detseg.metrics import semantic as metrics
 from detseg.metrics.semantic import confusion_matrix, dice_scores, segmentation_scores
-from detseg.segmentation import metrics
 
 
 def test_scores_of_a_2x3_image_by_hand():
