@@ -10,8 +10,9 @@ QUICKSTART_SET ?=
 help:
 	@echo "make quickstart   make data, train, evaluate and predict: from nothing to masks in minutes"
 	@echo "make quickstart-detection  the same with a detector: boxes"
-	@echo "make test         lint and the tests"
-	@echo "make check-all    also slow tests, the oldest supported dependencies, the wheel"
+	@echo "make lint         style, the layers of the tree, the key tables of docs/configs.md"
+	@echo "make test         lint and the fast tests"
+	@echo "make check-all    also slow tests, the wheel, the oldest supported dependencies"
 	@echo "make clean        remove .venv and build products"
 
 install: .venv/installed
@@ -42,13 +43,16 @@ quickstart-detection: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tools/config_tables.py --check
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
-check-all: lint
-	$(BIN)/python -m pytest
-	PYTHON=$(PYTHON) tools/check_packaging.sh
+check-all: test
+	$(BIN)/python -m pytest -m slow
+	PYTHON=$(PYTHON) tools/check_packaging.sh wheel
+	PYTHON=$(PYTHON) tools/check_packaging.sh oldest
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -3,12 +3,14 @@
 import argparse
 import json
 import logging
+import math
 import os
 import signal
 import sys
 from pathlib import Path
 
 from detseg.errors import UserError
+from detseg.process import start_backend
 
 logger = logging.getLogger("detseg")
 
@@ -43,144 +45,98 @@ def main(arguments=None):
     return 0
 
 
+_FILE = {"type": Path, "metavar": "FILE"}
+_FOLDER = {"type": Path, "metavar": "DIR"}
+
+
 def create_parser():
     parser = argparse.ArgumentParser(prog="detseg", description="Object detection and segmentation in Keras 3.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    train = _add_command(commands, "train", _train, "train a model from a config file into a run folder")
-    train.add_argument("--config", type=Path, metavar="FILE", help="the config; with --resume by default the run's own")
-    _add_set(train)
-    train.add_argument("--run", type=Path, metavar="DIR", help="run folder; default: runs/ and the config's file name")
-    train.add_argument("--resume", action="store_true", help="go on after the last finished epoch of the run folder")
-    train.add_argument("--print-schema", action="store_true", help="print the JSON schema of configs, for editors")
+    add = _add_command(commands, "train", _train, "train a model from a config file into a run folder")
+    add("--config", **_FILE, help="the config; with --resume by default the run's own")
+    _add_set(add)
+    add("--run", **_FOLDER, help="run folder; default: runs/ and the config's file name")
+    add("--resume", action="store_true", help="go on after the last finished epoch of the run folder")
+    add("--print-schema", action="store_true", help="print the JSON schema of configs, for editors")
 
-    evaluate = _add_command(
-        commands, "evaluate", _evaluate, "score a trained model, or anybody's detections, on a split"
-    )
-    evaluate.add_argument("--run", type=Path, metavar="DIR", help="run folder of the trained model")
-    evaluate.add_argument(
-        "--detections",
-        type=Path,
-        metavar="FILE",
-        help="in place of --run: COCO results, or a folder of VOC's comp4 files; needs --config",
-    )
-    evaluate.add_argument("--config", type=Path, metavar="FILE", help="with --detections: whose data is the truth")
-    evaluate.add_argument(
-        "--output", type=Path, metavar="DIR", help="with --detections: folder for scores and drawings; default: none"
-    )
-    evaluate.add_argument("--split", default="val", choices=("train", "val", "test"), help="default: val")
-    evaluate.add_argument(
-        "--name",
-        metavar="NAME",
-        help="of the result, evaluation/NAME.json; default: the split, SPLIT_tta with --tta, SPLIT_tiled with --tile",
-    )
-    evaluate.add_argument(
-        "--drawings",
-        type=_positive,
-        metavar="N",
-        help="draw ground truth beside prediction for the first N images: NAME_drawings/ beside NAME.json",
-    )
-    _add_tta(evaluate)
-    _add_tile(evaluate)
-    _add_set(evaluate)
+    add = _add_command(commands, "evaluate", _evaluate, "score a trained model, or anybody's detections, on a split")
+    add("--run", **_FOLDER, help="run folder of the trained model")
+    text = "in place of --run: COCO results, or a folder of VOC's comp4 files; needs --config"
+    add("--detections", **_FILE, help=text)
+    add("--config", **_FILE, help="with --detections: whose data is the truth")
+    add("--output", **_FOLDER, help="with --detections: folder for scores and drawings; default: none")
+    add("--split", default="val", choices=("train", "val", "test"), help="default: val")
+    text = "of the result, evaluation/NAME.json; default: the split, SPLIT_tta with --tta, SPLIT_tiled with --tile"
+    add("--name", metavar="NAME", help=text)
+    text = "draw ground truth beside prediction for the first N images: NAME_drawings/ beside NAME.json"
+    add("--drawings", type=_positive, metavar="N", help=text)
+    _add_tta_and_tile(add)
+    _add_set(add)
 
-    predict = _add_command(commands, "predict", _predict, "write masks and drawings of images")
-    _add_run(predict)
-    predict.add_argument("inputs", nargs="+", metavar="INPUT", help="image file, folder of images or glob pattern")
-    predict.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
-    predict.add_argument(
-        "--save-probabilities", action="store_true", help="segmentation: also write STEM.npz with all probabilities"
-    )
-    predict.add_argument(
-        "--score-threshold",
-        type=_share,
-        metavar="SCORE",
-        help="detection: only what scores above it is drawn and written, default 0.5",
-    )
-    predict.add_argument(
-        "--max-detections", type=_positive, metavar="N", help="detection: the most of an image; default: the config's"
-    )
-    predict.add_argument("--voc-xml", action="store_true", help="detection: also write STEM.xml in VOC's form")
-    predict.add_argument(
-        "--voc-boxes",
-        choices=("inclusive", "continuous"),
-        help="detection: what the numbers in STEM.xml are (data.voc_boxes); default: as in the data, else inclusive",
-    )
-    _add_tta(predict)
-    _add_tile(predict)
-    _add_set(predict)
+    add = _add_command(commands, "predict", _predict, "write masks and drawings of images")
+    add("--run", required=True, **_FOLDER, help="run folder of the trained model")
+    add("inputs", nargs="+", metavar="INPUT", help="image file, folder of images or glob pattern")
+    add("--output", required=True, **_FOLDER, help="folder for the results")
+    text = "segmentation: also write STEM.npz with all probabilities"
+    add("--save-probabilities", action="store_true", dest="probabilities", help=text)
+    text = "detection: only what scores above it is drawn and written, default 0.5"
+    add("--score-threshold", type=_share, metavar="SCORE", help=text)
+    text = "detection: the most of an image; default: the config's"
+    add("--max-detections", type=_positive, metavar="N", help=text)
+    add("--voc-xml", action="store_true", help="detection: also write STEM.xml in VOC's form")
+    add("--overwrite", action="store_true", help="replace files in --output that predict has not written itself")
+    text = "detection: what the numbers in STEM.xml are (data.voc_boxes); default: as in the data, else inclusive"
+    add("--voc-boxes", choices=("inclusive", "continuous"), help=text)
+    _add_tta_and_tile(add)
+    _add_set(add)
 
-    compare = _add_command(commands, "compare", _compare, "show runs side by side: scores, cost, configs and curves")
-    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, also of a run that goes on")
-    compare.add_argument("--split", choices=("train", "val", "test"), help="of the results; default: all there are")
-    compare.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder for curves.png; default: compare, beside the first run"
-    )
-    compare.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    add = _add_command(commands, "compare", _compare, "show runs side by side: scores, cost, configs and curves")
+    add("runs", nargs="+", type=Path, metavar="RUN", help="run folder, also of a run that goes on")
+    add("--split", choices=("train", "val", "test"), help="of the results; default: all there are")
+    add("--output", **_FOLDER, help="folder for curves.png; default: compare, beside the first run")
+    add("--markdown", action="store_true", help="print the tables as Markdown")
 
-    shapes = _add_command(commands, "make-shapes", _make_shapes, "write the embedded data set of shapes")
-    shapes.add_argument("--root", default=Path("data/shapes"), type=Path, metavar="DIR", help="default: data/shapes")
+    add = _add_command(commands, "make-shapes", _make_shapes, "write the embedded data set of shapes")
+    add("--root", default=Path("data/shapes"), **_FOLDER, help="default: data/shapes")
     for split, count in (("train", 400), ("val", 100), ("test", 100)):
-        shapes.add_argument(f"--{split}", default=count, type=int, metavar="N", help=f"images, default {count}")
-    shapes.add_argument("--size", default=192, type=int, metavar="PIXELS", help="height and width, default 192")
-    shapes.add_argument("--seed", default=0, type=int, help="default 0")
+        add(f"--{split}", default=count, type=int, metavar="N", help=f"images, default {count}")
+    add("--size", default=192, type=int, metavar="PIXELS", help="height and width, default 192")
+    add("--seed", default=0, type=int, help="default 0")
 
-    benchmark = _add_command(commands, "benchmark", _benchmark, "measure speed and memory, also in turns with a peer")
-    benchmark.add_argument("measure", choices=("train-step", "inference"))
-    benchmark.add_argument("--config", required=True, type=Path, metavar="FILE", help="its data set is not read")
-    _add_set(benchmark)
-    benchmark.add_argument("--against", choices=("torch", "detseg"), help="the peer; default: none")
-    benchmark.add_argument(
-        "--against-set", action="append", default=[], metavar="A.B=C", help="change a key of the peer's config"
-    )
-    benchmark.add_argument("--torch-python", type=Path, metavar="PATH", help="Python of an environment with torch")
-    benchmark.add_argument("--torch-compile", action="store_true", help="the peer goes through torch.compile")
-    benchmark.add_argument("--size", nargs=2, default=(256, 256), type=_positive, metavar=("H", "W"), help="256 256")
-    benchmark.add_argument("--batch-size", type=_positive, metavar="N", help="default: the config's; inference: 1")
-    benchmark.add_argument("--classes", default=21, type=_positive, metavar="N", help="default 21")
-    benchmark.add_argument("--rounds", default=9, type=_positive, metavar="N", help="of each side, default 9")
-    benchmark.add_argument("--steps", type=_positive, metavar="N", help="in a round; default: about 4 seconds")
-    benchmark.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON; without FILE: to stdout")
+    # Its arguments are read by tools/benchmark: none of them is an option here.
+    benchmark = commands.add_parser("benchmark", help="measure speed and memory", add_help=False, prefix_chars="\0")
+    benchmark.add_argument("arguments", nargs="*")
+    benchmark.set_defaults(command=_benchmark)
     return parser
 
 
 def _add_command(commands, name, function, text):
+    """The new command's add_argument."""
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     command.set_defaults(command=function)
-    return command
+    return command.add_argument
 
 
-def _add_run(command):
-    command.add_argument("--run", required=True, type=Path, metavar="DIR", help="run folder of the trained model")
+def _add_tta_and_tile(add):
+    add("--tta", action="store_true", help="segmentation: average over scales and flips: the config's tta")
+    text = "segmentation: send images through the model in overlapping tiles of this side, for large images"
+    add("--tile", type=_tile, metavar="auto|PIXELS", help=text)
+    add("--tile-memory", type=_gigabytes, metavar="GB", help="of one tile, for --tile auto; default 1")
 
 
-def _add_tta(command):
-    command.add_argument(
-        "--tta", action="store_true", help="segmentation: average over scales and flips: the config's tta"
-    )
+def _add_set(add):
+    add("--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="change a key of the config")
 
 
-def _add_tile(command):
-    command.add_argument(
-        "--tile",
-        type=_tile,
-        metavar="auto|PIXELS",
-        help="segmentation: send images through the model in overlapping tiles of this side, for large images",
-    )
-    command.add_argument("--tile-memory", type=_gigabytes, metavar="GB", help="of one tile, for --tile auto; default 1")
-
-
-def _tile_memory(options):
-    """Bytes."""
+def _prediction_options(options, *names):
+    """{name: value} of what was asked for, as `Predictor.predict` takes it. names: of options that evaluate hasn't."""
     if options.tile_memory is not None and options.tile != "auto":
         raise UserError(f"--tile-memory {options.tile_memory:g}: it is for --tile auto")
-    return int((options.tile_memory or 1.0) * 1e9)
-
-
-def _add_set(command):
-    command.add_argument(
-        "--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="change a key of the config"
-    )
+    asked = {name: getattr(options, name) for name in ("tta", "tile", *names)}
+    if options.tile_memory is not None:
+        asked["tile_memory"] = int(options.tile_memory * 1e9)
+    return {name: value for name, value in asked.items() if value is not None and value is not False}
 
 
 def _tile(text):
@@ -188,22 +144,20 @@ def _tile(text):
 
 
 def _gigabytes(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes > 0")
-    return value
+    return _number(text, lambda value: 0 < value < math.inf, "a number of gigabytes > 0")
 
 
 def _share(text):
+    return _number(text, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+
+def _number(text, is_right, expected):
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
+        value = math.nan
+    if not is_right(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
     return value
 
 
@@ -226,129 +180,56 @@ def _train(options):
         file = run / "config.yaml"
     config = load_config(file, options.overrides)
 
-    _start_backend_quietly()
+    start_backend()
     from detseg.training.fit import train
 
     train(config, run or Path("runs") / file.stem, options.resume)
 
 
 def _evaluate(options):
-    if options.detections is not None:
-        return _evaluate_detections(options)
-    unused = [name for name, value in (("--config", options.config), ("--output", options.output)) if value]
-    if options.run is None or unused:
-        raise UserError(f"{', '.join(unused) or 'evaluate'}: expected --run DIR, or --detections FILE --config FILE")
-    tile_memory = _tile_memory(options)
-    _start_backend_quietly()
-    from detseg.data.datasets import check_classes, create_dataset
-    from detseg.data.scan import scan_split
-    from detseg.evaluation import evaluate, write_evaluation
-    from detseg.inference.prediction import PredictionOptions
-    from detseg.inference.predictor import load
+    is_run = options.detections is None
+    excluded = ("config", "output") if is_run else ("run", "tta", "tile", "tile_memory")
+    wrong = ", ".join(f"--{name.replace('_', '-')}" for name in excluded if getattr(options, name))
+    if is_run and (wrong or options.run is None):
+        raise UserError(f"{wrong or 'evaluate'}: expected --run DIR, or --detections FILE --config FILE")
+    if not is_run and (wrong or options.config is None):
+        remedy = f" and no {wrong}" if wrong else ", whose data section says where the ground truth is"
+        raise UserError(f"--detections: takes --config FILE{remedy}")
+    asked = _prediction_options(options)
+    start_backend()
+    from detseg.evaluation import evaluate, evaluate_detections
 
-    predictor = load(options.run, options.overrides)
-    task = predictor.task
-    dataset = create_dataset(predictor.config.data, options.split, predictor.config.task)
-    check_classes(dataset, predictor.classes, options.run)
-    scan_split(dataset)
-    asked = PredictionOptions(tta=options.tta, tile=options.tile, tile_memory=tile_memory)
-    inference = predictor.inference(task.evaluation_options(asked))
-    scores = task.create_scores(extra=True)
-    default_name = options.split + ("_tta" if options.tta else "") + ("_tiled" if options.tile else "")
-    name = options.name or default_name
-    folder = predictor.folder.evaluation
-    drawings = _truth_drawings(options, task, folder, name)
-    result = evaluate(task, inference, dataset, progress=options.split, scores=scores, drawings=drawings)
-    result |= {"tta": options.tta, "tile": options.tile, "overrides": options.overrides}
-    write_evaluation(folder / f"{name}.json", result)
-    print(task.format_scores(result))
-    for path in (folder / f"{name}.json", *task.write_scores(scores, dataset, folder, name)):
+    common = {"name": options.name, "overrides": options.overrides, "drawings": options.drawings}
+    if is_run:
+        result = evaluate(options.run, options.split, **common, **asked)
+    else:
+        common["output"] = options.output
+        result = evaluate_detections(options.detections, options.config, options.split, **common)
+    print(result)
+    for path in result.paths:
         print(path)
-    if drawings is not None:
-        print(drawings.folder)
-
-
-def _truth_drawings(options, task, folder, name):
-    from detseg.report.truth_drawings import TruthDrawings
-
-    if options.drawings is None:
-        return None
-    return TruthDrawings(task, folder / f"{name}_drawings", options.drawings)
-
-
-def _evaluate_detections(options):
-    """`evaluate --detections`: scores without a run."""
-    wrong = {"--run": options.run, "--tta": options.tta, "--tile": options.tile, "--tile-memory": options.tile_memory}
-    wrong = [name for name, value in wrong.items() if value]
-    if wrong or options.config is None:
-        raise UserError(
-            "--detections: takes --config FILE"
-            + (f" and no {', '.join(wrong)}" if wrong else ", the config whose data.* says where the ground truth is")
-        )
-    if options.drawings is not None and options.output is None:
-        raise UserError("--drawings: expected --output DIR too, the folder for them")
-    from detseg.config import load_config
-
-    config = load_config(options.config, options.overrides)
-    if config.task != "detection":
-        raise UserError(f"{options.config}: task: {config.task}; --detections needs a config of task: detection")
-    _start_backend_quietly()
-    from detseg.data.datasets import create_dataset
-    from detseg.data.scan import scan_split
-    from detseg.evaluation import evaluate_results_file, write_evaluation
-    from detseg.files import make_folder
-    from detseg.tasks import create_task
-
-    if options.output is not None:
-        make_folder(options.output, "--output")
-    dataset = create_dataset(config.data, options.split, config.task)
-    task = create_task(config, dataset.classes)
-    sizes = scan_split(dataset).image_sizes
-    name = options.name or options.split
-    drawings = _truth_drawings(options, task, options.output, name)
-    result, scores = evaluate_results_file(task, dataset, sizes, options.detections, drawings)
-    print(task.format_scores(result))
-    if options.output is None:
-        return
-    write_evaluation(options.output / f"{name}.json", result)
-    for path in (options.output / f"{name}.json", *task.write_scores(scores, dataset, options.output, name)):
-        print(path)
-    if drawings is not None:
-        print(drawings.folder)
 
 
 def _predict(options):
-    tile_memory = _tile_memory(options)
-    _start_backend_quietly()
-    from detseg.inference.prediction import PredictionOptions
-    from detseg.inference.predictor import load, predict_files
+    asked = _prediction_options(options, "probabilities", "score_threshold", "max_detections")
+    start_backend()
+    from detseg.predict_files import predict_files
+    from detseg.predictor import load
 
-    predictor = load(options.run, options.overrides)
-    threshold = predictor.task.shown_from if options.score_threshold is None else options.score_threshold
-    asked = PredictionOptions(
-        probabilities=options.save_probabilities,
-        tta=options.tta,
-        tile=options.tile,
-        tile_memory=tile_memory,
-        score_threshold=threshold,
-        max_detections=options.max_detections,
-        voc_xml=options.voc_xml,
-        voc_boxes=options.voc_boxes,
-    )
-    predict_files(predictor, options.inputs, options.output, asked)
+    files = {"voc_xml": options.voc_xml, "voc_boxes": options.voc_boxes, "overwrite": options.overwrite}
+    predict_files(load(options.run, options.overrides), options.inputs, options.output, **files, **asked)
 
 
 def _compare(options):
     from detseg.files import make_folder
-    from detseg.report.compare import compare, format_markdown, format_text
-    from detseg.report.curves import draw_curves
+    from detseg.report.compare import compare, format_markdown
+    from detseg.report.plots import draw_curves
     from detseg.report.runs import read_runs
 
     output = options.output or Path(os.path.normpath(options.runs[0] / "..")) / "compare"
     runs = read_runs([folder for folder in options.runs if folder != output])  # runs/* names it the second time
     tables = compare(runs, options.split)
-    show = format_markdown if options.markdown else format_text
-    print(show(tables, [run.name for run in runs]))
+    print(format_markdown(tables, tables.names) if options.markdown else tables)
     if not any(run.history for run in runs):
         logger.info("no run has finished an epoch: there are no curves to draw")
         return
@@ -365,45 +246,16 @@ def _make_shapes(options):
 
 
 def _benchmark(options):
-    from benchmark.harness import benchmark, create_job, detseg_side, format_result, torch_side
+    tools = Path(__file__).resolve().parents[1] / "tools"
+    if not (tools / "benchmark" / "command.py").is_file():
+        raise UserError(
+            f"benchmark: there is no {tools / 'benchmark'}: benchmarks are part of a checkout of detseg; "
+            "run `python tools/benchmark.py` there"
+        )
+    sys.path.insert(0, str(tools))
+    from benchmark.command import run
 
-    from detseg.files import written_whole
-
-    workload = (options.size, options.batch_size, options.classes)
-    sides = [detseg_side(create_job(options.measure, options.config, options.overrides, *workload))]
-    if options.against is not None or options.against_set:
-        overrides = [*options.overrides, *options.against_set]
-        job = create_job(options.measure, options.config, overrides, *workload)
-        if options.against == "torch":
-            sides.append(torch_side(job, options.torch_python, options.torch_compile))
-        else:
-            sides.append(detseg_side(job, " ".join(["detseg", *options.against_set])))
-    result = benchmark(sides, options.rounds, options.steps)
-    text = json.dumps(result, indent=2)
-    if options.json == "-":
-        print(text)
-        return
-    print(format_result(result))
-    if options.json is not None:
-        with written_whole(options.json) as path:
-            path.write_text(text + "\n", encoding="utf-8")
-
-
-def _start_backend_quietly():
-    """Imports Keras with its backend. TensorFlow's native start-up lines, which no setting silences, go nowhere."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # grain's word that it found no JAX profiler
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        import keras
-
-        keras.distribution.list_devices()  # looks for GPUs, and says so
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
+    run(options.arguments)
 
 
 def _log_to_console():

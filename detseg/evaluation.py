@@ -1,90 +1,126 @@
-"""Scoring a model on a split: one path for validation in training and for tools/evaluate.py."""
+"""Scores of a run, or of anybody's detections, on a split, with the files that show them."""
 
 import functools
 import json
 import math
-import time
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
-from detseg.data.loader import read_in_order
-from detseg.detection.results_files import read_coco_results, read_voc_results
+from detseg.config import Config, load_data_config
+from detseg.data.dataset import Dataset, check_classes
+from detseg.data.readers.create import create_dataset
+from detseg.data.scan import scan_split
 from detseg.errors import UserError
 from detseg.files import make_folder, written_whole
+from detseg.predictor import Predictor, load
+from detseg.report.drawing import TruthDrawings
+from detseg.tasks import create_task
+from detseg.tasks.scoring import score_dataset, score_detections
 
 
-def evaluate(task, inference, dataset, workers=2, progress=None, scores=None, drawings=None):
-    """Runs every image of a dataset through `inference` and scores the results at the images' original sizes.
+class Evaluation(dict):
+    """The contents of evaluation/NAME.json; undefined figures are nan. str() of it is what `evaluate` prints.
 
-    inference:  function image -> Prediction, of `task.create_inference`.
-    scores:     what collects them; by default `task.create_scores()`. `task.create_scores(extra=True)` has the scores
-                of the config's evaluation section too, and may need more of predictions (`task.evaluation_options`).
-    progress:   None, or a text to show beside a progress bar (where somebody watches: on a terminal).
-    drawings:   None, or the `detseg.report.truth_drawings.TruthDrawings` to be made.
-    Returns     the contents of evaluation/SPLIT.json as a dict; undefined figures are nan.
+    paths:  list of Path, the files written.
     """
-    scores = task.create_scores() if scores is None else scores
-    start = time.perf_counter()
-    samples = read_in_order(dataset, workers)
-    true_instances = getattr(dataset, "true_instances", None)
-    image_ids = getattr(dataset, "image_ids", None) or [None] * len(dataset)
-    hidden = True if progress is None else None
-    samples = tqdm(samples, total=len(dataset), desc=progress, unit="img", disable=hidden, leave=False)
-    for index, sample in enumerate(samples):
-        try:
-            prediction = inference(sample.image)
-        except UserError as error:
-            raise UserError(f"{sample.path}: {error}") from error
-        truth = true_instances and functools.partial(true_instances, index)
-        scores.update(sample, prediction, truth, image_ids[index])
-        if drawings is not None and index < drawings.count:
-            begin = time.perf_counter()
-            drawings.add(sample, prediction)
-            start += time.perf_counter() - begin  # images_per_second is of the model
-    seconds = time.perf_counter() - start
-    return {
-        "task": task.config.task,
-        "split": dataset.split,
-        **scores.result(),
-        "images": len(dataset),
-        "images_per_second": len(dataset) / seconds,
-    }
+
+    def __init__(self, result, text, paths):
+        super().__init__(result)
+        self.text = text
+        self.paths = paths
+
+    def __str__(self):
+        return self.text
 
 
-def evaluate_results_file(task, dataset, image_sizes, path, drawings=None):
+def evaluate(
+    run: str | os.PathLike | Predictor,
+    split: str = "val",
+    *,
+    dataset: Dataset | None = None,
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+    drawings: int | None = None,
+    **options,
+) -> Evaluation:
+    """Scores a run's best weights on a split and writes evaluation/NAME.json into its folder.
+
+    run:       the run folder, or what `detseg.load` made of it.
+    split:     "train", "val" or "test" of the config's data; with `dataset` only its name.
+    dataset:   None, or a Dataset of one's own with the run's classes.
+    name:      of the result; default: the split, SPLIT_tta with tta, SPLIT_tiled with tile.
+    overrides: "a.b=c" as for --set.
+    drawings:  None, or of how many images ground truth is drawn beside prediction, into evaluation/NAME_drawings/.
+    options:   as of `Predictor.predict`: tta, tile, ...; detections of all scores from model.score_threshold on count.
+    Raises     UserError for a split that is not there, other classes, broken files.
+    """
+    predictor = run if isinstance(run, Predictor) else load(run, overrides)
+    task = predictor.task
+    options = {key: value for key, value in options.items() if value not in (None, False)}
+    if dataset is None:
+        dataset = create_dataset(predictor.config.data, split, predictor.config.task)
+    if not isinstance(dataset, Dataset):
+        raise UserError(f"dataset=: got {type(dataset).__name__}, expected a detseg.Dataset")
+    check_classes(dataset, predictor.classes, predictor.folder.path)
+    scan_split(dataset, task.name)
+    asked = task.evaluation_options(task.prediction_options(options))
+    scores = task.create_scores(extra=True)
+    name = name or split + ("_tta" if options.get("tta") else "") + ("_tiled" if options.get("tile") else "")
+    folder = predictor.folder.evaluation
+    drawn = None if drawings is None else TruthDrawings(task, folder / f"{name}_drawings", drawings)
+    inference = functools.partial(predictor.inference, options=asked)
+    result = score_dataset(task, inference, dataset, progress=split, scores=scores, drawings=drawn)
+    result |= {"split": split, "tta": bool(options.get("tta")), "tile": options.get("tile")}
+    return _written(task, result | {"overrides": list(overrides)}, scores, dataset, folder, name, drawn)
+
+
+def evaluate_detections(
+    detections: str | os.PathLike,
+    config: str | os.PathLike | Mapping | Config,
+    split: str = "val",
+    *,
+    output: str | os.PathLike | None = None,
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+    drawings: int | None = None,
+) -> Evaluation:
     """Scores anybody's detections: a COCO results file, or a folder with the VOC devkit's comp4 files.
 
-    task:         DetectionTask of the config that `dataset` is of.
-    image_sizes:  (H, W) of each image.
-    drawings:     as of `evaluate`.
-    Returns       (result, scores): the contents of evaluation/SPLIT.json without images_per_second, and what collected
-                  them. Raises UserError for a file that isn't of the split.
+    config:    whose data section says where the ground truth is; other sections are not needed and not read.
+    output:    folder for scores and drawings; None: nothing is written.
+    name, overrides, drawings: as of `evaluate`.
+    Raises     UserError for a file that isn't of the split.
     """
-    if Path(path).is_dir():
-        if task.voc_list(dataset) is None:
-            raise UserError(f"{path}: a folder; comp4 files are for data.format: voc, expected a COCO results file")
-        found = read_voc_results(path, task.voc_list(dataset), dataset.names, dataset.classes)
-    else:
-        found = read_coco_results(path, dict(zip(dataset.image_ids, image_sizes, strict=True)), dataset.category_ids)
-    found = list(found.values())
-    has_masks = (
-        dataset.has_masks and any(len(item.boxes) for item in found) and all(item.masks is not None for item in found)
-    )
-    scores = task.create_scores(extra=True, masks=has_masks)
-    for index, item in enumerate(found):
-        truth = functools.partial(dataset.true_instances, index)
-        scores.add(dataset.objects(index), item, truth, dataset.image_ids[index])
-        if drawings is not None and index < drawings.count:
-            drawings.add(dataset[index], item)
-    return {"task": task.config.task, "split": dataset.split, **scores.result(), "images": len(dataset)}, scores
+    if drawings is not None and output is None:
+        raise UserError("--drawings: expected --output DIR too, the folder for them")
+    config = load_data_config(config, overrides)
+    if config.task != "detection":
+        raise UserError(f"task: {config.task}; detections are scored by a config of task: detection")
+    if output is not None:
+        output = Path(output)
+        make_folder(output, "--output")
+    dataset = create_dataset(config.data, split, config.task)
+    task = create_task(config, dataset.classes)
+    sizes = scan_split(dataset, task.name).image_sizes
+    name = name or split
+    drawn = None if drawings is None else TruthDrawings(task, output / f"{name}_drawings", drawings)
+    result, scores = score_detections(task, dataset, sizes, detections, drawn)
+    return _written(task, result, scores, dataset, output, name, drawn)
 
 
-def write_evaluation(path, result):
-    """Writes a result of `evaluate` as JSON, nan as null."""
-    make_folder(path.parent, "--run")
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(_nan_to_none(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+def _written(task, result, scores, dataset, folder, name, drawings):
+    """The Evaluation of a result, with its files in a folder; None: nothing is written."""
+    paths = []
+    if folder is not None:
+        path = folder / f"{name}.json"
+        make_folder(path.parent, "--run")
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(_nan_to_none(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        paths += [path, *task.write_scores(scores, dataset, folder, name)]
+    if drawings is not None:
+        paths.append(drawings.folder)
+    return Evaluation(result, task.format_scores(result), paths)
 
 
 def _nan_to_none(value):

@@ -1,18 +1,13 @@
 """The kinds of values that a config is made of."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
 
 Item = TypeVar("Item")
 
-FORMS = (
-    "<text>",
-    "<number>",
-    "<list>",
-    "<mapping>",
-    "[key]",
-)  # in pydantic's locations: the form that was read, not a key
+FORMS = ("<text>", "<number>", "<list>", "<mapping>", "[key]")  # in pydantic's locations: what was read, not a key
 
 
 class Section(BaseModel):
@@ -24,23 +19,30 @@ class Section(BaseModel):
     elsewhere: ClassVar[dict[str, str]] = {}
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    def refuse_unordered(self, lower: str, upper: str) -> None:
+        """ValueError where the first of two keys has the larger value."""
+        low, high = getattr(self, lower), getattr(self, upper)
+        if low > high:
+            raise ValueError(f"{lower} is {low}, {upper} is {high}: expected {lower} <= {upper}")
 
-def _not_empty(value: Any) -> Any:
-    if not value:
-        raise ValueError(f"got {shown(value)}, expected at least one entry")
-    return value
+
+def checked(is_right: Callable[[Any], bool], expected: str, kind: type = AfterValidator) -> Any:
+    """A validator, of pydantic's `kind`, that refuses a value unless it is right."""
+
+    def check(value: Any) -> Any:
+        if not is_right(value):
+            raise ValueError(f"got {shown(value)}, expected {expected}")
+        return value
+
+    return kind(check)
 
 
 def of_length(*names: str) -> BeforeValidator:
     """Refuses what isn't a list of as many items as there are names."""
     expected = f"[{', '.join(names)}]"
-
-    def check(value: Any) -> Any:
-        if not isinstance(value, list | tuple) or len(value) != len(names):
-            raise ValueError(f"got {shown(value)}, expected {expected}")
-        return value
-
-    return BeforeValidator(check)
+    return checked(
+        lambda value: isinstance(value, list | tuple) and len(value) == len(names), expected, BeforeValidator
+    )
 
 
 def written_as(expected: str) -> Discriminator:
@@ -62,7 +64,9 @@ def shown(value: Any) -> str:
     """`value` as a config would have it, shortened to fit into a message."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(list(value) if isinstance(value, tuple) else value)
+    if isinstance(value, tuple):
+        value = [list(entry) if isinstance(entry, tuple) else entry for entry in value]
+    text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -73,8 +77,10 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Threshold = Annotated[float, Field(gt=0, le=1)]  # that has to be reached
+Probability = Annotated[float, Field(gt=0, lt=1)]
 Several = Annotated[tuple[Item, ...], Field(strict=False)]  # a YAML list; a tuple once it is read
-NotEmpty = AfterValidator(_not_empty)
+NotEmpty = checked(bool, "at least one entry")
 Byte = Annotated[int, Field(ge=0, le=255)]
 Size = Annotated[tuple[Count, Count], Field(strict=False), of_length("height", "width")]
 Color = Annotated[tuple[Byte, Byte, Byte], Field(strict=False), of_length("red", "green", "blue")]

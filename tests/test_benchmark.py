@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark.harness import OBJECTS, STILL, Side, benchmark, create_job, detseg_side, format_result, torch_side
 
-from detseg.cli import main
+from detseg import cli
 from detseg.config import load_config
 from detseg.errors import UserError
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
+from benchmark.command import main
+from benchmark.harness import OBJECTS, STILL, Side, benchmark, create_job, detseg_side, format_result, torch_side
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
 CONFIG = """
 task: segmentation
 data: {format: voc-segmentation, root: there/is/none, train: train}
@@ -256,7 +259,7 @@ def test_peak_memory_is_between_what_is_resident_and_what_the_machine_has():
 
 
 def test_two_configs_in_turns_from_command_line_to_json(config_file, tmp_path, capsys):
-    arguments = ["benchmark", "train-step", "--config", str(config_file), "--size", "64", "48", "--rounds", "2"]
+    arguments = ["train-step", "--config", str(config_file), "--size", "64", "48", "--rounds", "2"]
     arguments += ["--steps", "1", "--classes", "4", "--against-set", "train.precision=mixed_bfloat16"]
     assert main([*arguments, "--json", str(tmp_path / "result.json")]) == 0
     table = capsys.readouterr().out
@@ -282,13 +285,31 @@ def test_two_configs_in_turns_from_command_line_to_json(config_file, tmp_path, c
     ],
 )
 def test_a_mistake_on_the_command_line_ends_with_2(arguments, message, config_file, capsys):
-    assert main(["benchmark", "inference", "--config", str(config_file), *arguments]) == 2
+    assert main(["inference", "--config", str(config_file), *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_the_tool_is_a_door_to_the_command():
+@pytest.mark.parametrize("measure", ["loader", "evaluation"])
+def test_other_benchmarks_have_their_own_options(measure, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([measure, "--help"])
+    assert "--rounds" in capsys.readouterr().out
+
+
+def test_the_tool_and_the_command_of_detseg_are_doors_to_the_benchmarks(config_file, capsys):
     command = [sys.executable, str(TOOLS / "benchmark.py"), "--help"]
-    assert "detseg benchmark" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "--torch-python" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["benchmark", "--help"])
+    assert "--torch-python" in capsys.readouterr().out
+    assert cli.main(["benchmark", "inference", "--config", str(config_file), "--classes", "300"]) == 2
+    assert "--classes 300" in capsys.readouterr().err
+
+
+def test_without_a_checkout_the_command_says_where_benchmarks_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "detseg" / "cli.py"))
+    assert cli.main(["benchmark", "train-step", "--config", "mine.yaml"]) == 2
+    assert "part of a checkout" in capsys.readouterr().err
 
 
 # ----- the twin in torch, where DETSEG_TORCH_PYTHON names the Python of an environment that has it -------------------
@@ -367,7 +388,7 @@ def test_the_twin_is_our_network(model, torch_python, config_file, tmp_path):
     images = rng.integers(0, 256, (2, 70, 90, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     settings = json.dumps(config.model.model_dump(mode="json"))
-    subprocess.run([torch_python, "-c", RUN_TWIN, str(tmp_path), str(TOOLS), settings], check=True)
+    subprocess.run([torch_python, "-c", RUN_TWIN, str(tmp_path), str(TOOLS / "benchmark"), settings], check=True)
     expected, logits = ours(images, training=False).numpy(), np.load(tmp_path / "logits.npy")
     error = np.abs(logits - expected).max() / np.abs(expected).max()
     print("relative error", error)

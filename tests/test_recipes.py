@@ -9,12 +9,11 @@ import pytest
 
 from detseg.config import load_config
 from detseg.data.classes import VOC_CLASSES
-from detseg.data.datasets import create_dataset
 from detseg.data.palette import voc_palette, write_index_png
+from detseg.data.readers.create import create_dataset
 from detseg.evaluation import evaluate
-from detseg.inference.prediction import PLAIN
-from detseg.inference.predictor import load
 from detseg.tasks import create_task
+from detseg.tasks.scoring import score_dataset
 from detseg.training.fit import train
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
@@ -132,10 +131,7 @@ def test_recipe_takes_a_step_on_data_of_its_layout(path, tmp_path):
     asked_for = {name for name, part in getattr(config, "evaluation", ()) if part is not None}
     if not asked_for:
         return
-    predictor = load(folder.path)
-    inference = predictor.inference(predictor.task.evaluation_options(PLAIN))
-    scores = predictor.task.create_scores(extra=True)
-    result = evaluate(predictor.task, inference, create_dataset(config.data, "val"), scores=scores)
+    result = evaluate(folder.path, "val")
     assert {"boundary", "em", "instances"} & result.keys() == asked_for
     assert json.dumps(result)
 
@@ -150,7 +146,7 @@ def test_a_perfect_prediction_scores_one_on_the_stand_in(tmp_path):
     from types import SimpleNamespace
 
     from detseg.inference.prediction import Prediction
-    from detseg.tasks import SegmentationTask
+    from detseg.tasks.segmentation import SegmentationTask
 
     path = next(path for path in CONFIGS if path.stem == "fcn8s_mobilenetv2_camvid")
     write_voc_segmentation(tmp_path / "data", load_config(path))
@@ -163,6 +159,6 @@ def test_a_perfect_prediction_scores_one_on_the_stand_in(tmp_path):
         return Prediction(np.where(labels == config.data.ignore_label, 0, labels))
 
     task = SegmentationTask(SimpleNamespace(task="segmentation", data=config.data), dataset.classes)
-    result = evaluate(task, oracle, dataset)
+    result = score_dataset(task, oracle, dataset)
     assert result["miou"] == result["pixel_accuracy"] == 1
     assert json.dumps(result)

@@ -1,7 +1,8 @@
-"""The door to `detseg benchmark` for those who run it from a checkout."""
+"""The door to tools/benchmark/: measures speed and memory, ours in turns with a peer. `--help` says what there is."""
 
 import sys
 
-from detseg.cli import main
+from benchmark.command import main  # the folder beside this file: a package goes before a module of its name
 
-sys.exit(main(["benchmark", *sys.argv[1:]]))
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,16 +1,14 @@
 """What every backbone is: a Keras model with named feature levels, its strides, channels and input normalisation."""
 
-import difflib
-
 import keras
 import numpy as np
 from keras import ops
 
 from detseg.errors import UserError
+from detseg.layers.padding import PadToMultiple
 
 OUTPUT_STRIDES = (8, 16, 32)
 STAGE_STRIDES = (2, 4, 8, 16, 32)
-PREPROCESSINGS = ("caffe", "tf", "torch")
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)  # mean pixel of ImageNet, subtracted by the VGG authors' Caffe models
 TORCH_MEAN_RGB, TORCH_STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels / 255
 
@@ -18,21 +16,20 @@ TORCH_MEAN_RGB, TORCH_STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # 
 class Backbone:
     """A feature extractor.
 
-    name:           str, its name in `BACKBONES`.
-    model:          keras.Model (B, H, W, in_channels) float, normalised as `preprocessing` says, -> list of features in
-                    the order of `keys`.
-    keys:           tuple of the feature levels: ints are native strides (the stride at output_stride 32), strings are
-                    named extra levels.
-    strides:        {key: int}, the actual stride of each level at this output_stride.
-    channels:       {key: int}.
-    preprocessing:  "caffe", "tf" or "torch"; apply `Preprocess(preprocessing, in_channels)` to the pixels first.
-    unused_layers:  tuple of str, layers of the loaded weight file that the backbone has no use for (a classifier top).
+    model:              keras.Model (B, H, W, in_channels) float, normalised as `preprocessing` says, -> list of
+                        features in the order of `keys`.
+    keys:               the feature levels: ints are native strides (the stride at output_stride 32), strings are named
+                        extra levels.
+    strides, channels:  {key: int}, the actual stride of each level at this output_stride, and its channels.
+    preprocessing:      "caffe", "tf" or "torch"; apply `Preprocess(preprocessing, in_channels)` to the pixels first.
+    unused_layers:      names of the layers of the loaded weight file that the backbone has no use for (a classifier).
     """
 
     def __init__(self, name, trunk, levels, output_stride, preprocessing):
-        """Cuts `levels`, {key: (layer name, native stride)}, out of the keras.Model `trunk`."""
+        """Cuts the levels {native stride: layer name} and {other key: (layer name, native stride)} out of a model."""
         self.name = name
         self.keys = tuple(levels)
+        levels = {key: level if isinstance(level, tuple) else (level, key) for key, level in levels.items()}
         outputs = [trunk.get_layer(layer).output for layer, _ in levels.values()]
         self.model = keras.Model(trunk.input, outputs, name=name)
         self.strides = {key: min(native, output_stride) for key, (_, native) in levels.items()}
@@ -43,20 +40,16 @@ class Backbone:
     def __call__(self, images, training=None):
         """{key: feature (B, H / stride, W / stride, channels)} of normalised images (B, H, W, in_channels).
 
-        images:  KerasTensor (in a functional model) or array; H and W multiples of 32 keep all levels aligned (pixel i
-                 of a level at stride s then looks at the image around pixel i * s).
+        H and W multiples of 32 keep all levels aligned: pixel i at stride s looks at the image around pixel i * s.
         """
         return dict(zip(self.keys, self.model(images, training=training), strict=True))
 
     def stage_layers(self, count):
-        """The layers on which the first `count` of the stages at native strides 2, 4, 8, 16, 32 depend.
-
-        Raises UserError if count is not one of 0..5.
-        """
-        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= len(STAGE_STRIDES):
+        """The layers on which the first `count` (0 to 5) of the stages at native strides 2, 4, 8, 16, 32 depend."""
+        if type(count) is not int or not 0 <= count <= len(STAGE_STRIDES):
             raise UserError(
-                f"model.freeze_stages: {count!r} is not possible; expected 0 (nothing is frozen) to "
-                f"{len(STAGE_STRIDES)}: stages up to the stride 2, 4, 8, 16 or 32"
+                f"model.freeze_stages: {count!r} is not possible; expected 0 (nothing is frozen) to 5: stages up to "
+                "the stride 2, 4, 8, 16 or 32"
             )
         if count == 0:
             return []
@@ -74,18 +67,14 @@ class Preprocess(keras.layers.Layer):
     """Pixels (B, H, W, in_channels) of 0..255, uint8 or float, to what a backbone's ImageNet weights expect.
 
     mode "tf":     x / 127.5 - 1.
-    mode "caffe":  RGB to BGR, minus the mean pixel (103.939, 116.779, 123.68). With other than 3 channels there is no
-                   order to turn round: all channels are lowered by the mean of the three.
-    mode "torch":  (x / 255 - mean) / standard deviation, torchvision's of ImageNet's red, green and blue. With
-                   other than 3 channels: the mean of the three for all.
-    Computes in float32; returns the layer's compute dtype.
+    mode "caffe":  RGB to BGR, minus the mean pixel (103.939, 116.779, 123.68).
+    mode "torch":  (x / 255 - mean) / standard deviation, torchvision's of ImageNet's red, green and blue.
+    Other than 3 channels keep their order and all have the mean of the three. Computed in float32.
     """
 
-    def __init__(self, mode, in_channels=3, name="preprocess", **layer_arguments):
+    def __init__(self, mode, in_channels=3, **kwargs):
         # autocast would round float pixels to bfloat16 before the mean is subtracted.
-        super().__init__(name=name, autocast=False, **layer_arguments)
-        if mode not in PREPROCESSINGS:
-            raise ValueError(f"mode {mode!r}: expected one of {', '.join(PREPROCESSINGS)}")
+        super().__init__(autocast=False, **kwargs)
         self.mode = mode
         self.in_channels = in_channels
 
@@ -107,51 +96,22 @@ class Preprocess(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return input_shape
 
-    def get_config(self):
-        return {**super().get_config(), "mode": self.mode, "in_channels": self.in_channels}
+
+def features_of_pixels(backbone, multiple):
+    """A model's input of raw pixels (B, H, W, C) uint8, the same normalised and padded, and the backbone's features."""
+    channels = backbone.model.input_shape[-1]
+    images = keras.Input((None, None, channels), dtype="uint8", name="images")
+    padded = Preprocess(backbone.preprocessing, channels, name="preprocess")(images)
+    padded = PadToMultiple(multiple, name="pad")(padded)
+    return images, padded, backbone(padded)
 
 
-def placement(native_stride, output_stride):
-    """(actual stride, dilation) of a map whose stride at output_stride 32 would be `native_stride`.
-
-    Strides beyond output_stride turn into dilation, multiplied through all later stages (DeepLabv3, section 3.1).
-    """
-    actual = min(native_stride, output_stride)
-    return actual, native_stride // actual
+def stage_levels(*layers):
+    """The levels of native strides 2, 4, 8, 16 and 32, which end in these layers: {native stride: layer name}."""
+    return dict(zip(STAGE_STRIDES, layers, strict=True))
 
 
 def make_divisible(value, divisor=8):
     """`value` rounded to a multiple of `divisor`, at least `divisor` at most 10% below (MobileNetV2's code)."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * value else rounded + divisor
-
-
-def check_choice(field, value, allowed):
-    """UserError, with a suggestion, unless `value` is one of `allowed`."""
-    if value in allowed:
-        return
-    close = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise UserError(f"{field}: {value!r} is unknown; expected one of {', '.join(map(str, allowed))}{hint}")
-
-
-def check_alpha(name, alpha, filters):
-    """UserError unless `alpha` is a number that leaves a layer of `filters` filters at least one."""
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or int(filters * alpha) < 1:
-        raise UserError(
-            f"model.alpha: {alpha!r} is not a width multiplier of {name}; expected a number such as 0.5 or 1.0 that "
-            f"leaves at least one of the narrowest layer's {filters} filters"
-        )
-
-
-def check_unit_rates(name, multi_grid, count):
-    """The unit rates `multi_grid`, or 1s for None; UserError unless they are `count` whole numbers from 1."""
-    if multi_grid is None:
-        return (1,) * count
-    rates = tuple(multi_grid) if isinstance(multi_grid, list | tuple) else ()
-    if len(rates) != count or not all(type(rate) is int and rate >= 1 for rate in rates):
-        raise UserError(
-            f"model.multi_grid: {multi_grid!r} is not possible; expected {count} whole numbers from 1, one for each "
-            f"unit of {name}'s last stage, such as {[2**i for i in range(count)]}, or null"
-        )
-    return rates

@@ -1,50 +1,20 @@
-"""The backbones by name."""
+"""Makes a backbone by its name in the catalogue, or by the options of a config's model section."""
 
-from detseg.backbones.backbone import OUTPUT_STRIDES, Backbone, Preprocess, check_choice
-from detseg.backbones.mobilenet import create_mobilenet, create_mobilenetv2
-from detseg.backbones.mobilenetv3 import create_mobilenetv3
-from detseg.backbones.resnet import create_resnet, create_resnetv2
-from detseg.backbones.vgg import create_vgg
-from detseg.backbones.weights import dense_weights, load_weights
-from detseg.backbones.xception import create_xception, create_xception65
+import difflib
+import logging
+import pkgutil
+
+import keras
+
+from detseg.backbones.backbone import OUTPUT_STRIDES, Backbone
+from detseg.backbones.builder import LayerBuilder
+from detseg.backbones.catalogue import CATALOGUE
+from detseg.backbones.weights import load_weights
 from detseg.errors import UserError
 from detseg.layers.activation import ACTIVATIONS
 from detseg.layers.norm import NORMS
 
-# name -> factory(name, output_stride, in_channels, norm, alpha, activation, variant) -> Backbone of random weights
-BACKBONES = {
-    "vgg16": create_vgg,
-    "vgg19": create_vgg,
-    "mobilenet": create_mobilenet,
-    "mobilenetv2": create_mobilenetv2,
-    "resnet18": create_resnet,
-    "resnet34": create_resnet,
-    "resnet50": create_resnet,
-    "resnet101": create_resnet,
-    "resnet152": create_resnet,
-    "resnet50v2": create_resnetv2,
-    "resnet101v2": create_resnetv2,
-    "resnet152v2": create_resnetv2,
-    "mobilenetv3_small": create_mobilenetv3,
-    "mobilenetv3_large": create_mobilenetv3,
-    "xception": create_xception,
-    "xception65": create_xception65,
-}
-
-# name -> the forms beside the family's own, for those that have some
-VARIANTS = {
-    **dict.fromkeys(("resnet50", "resnet101", "resnet152"), ("b",)),
-    **dict.fromkeys(("mobilenetv3_small", "mobilenetv3_large"), ("minimalistic",)),
-}
-
-# those whose last stage takes DeepLabv3's unit rates: their factories have an eighth argument, multi_grid
-MULTI_GRID = (
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("resnet50v2", "resnet101v2", "resnet152v2"),
-    *("mobilenetv2", "xception65"),
-)
-
-__all__ = ["BACKBONES", "MULTI_GRID", "Backbone", "Preprocess", "create_backbone", "dense_weights"]
+logger = logging.getLogger("detseg")
 
 
 def create_backbone(
@@ -60,7 +30,7 @@ def create_backbone(
 ):
     """A feature extractor with the layer names and results of its keras.applications twin.
 
-    name:           one of `BACKBONES`.
+    name:           a key of `CATALOGUE`.
     output_stride:  32, 16 or 8: the stride of the coarsest level. Strides beyond it turn into dilation; with the same
                     weights, every second (16) or fourth (8) output from the first equals the level at 32.
     in_channels:    int, channels of the images. Weights for 3 channels are fitted to others: see `load_weights`.
@@ -68,30 +38,74 @@ def create_backbone(
     norm:           "batch", "frozen" (statistics, scale and offset fixed) or "group". A VGG has no norms: no effect.
     alpha:          width multiplier: the share of the family's filters that each layer has.
     activation:     None (the family's own) or one of `ACTIVATIONS`, in place of every relu.
-    variant:        None, or one of `VARIANTS[name]`: another form of the family, said in its file.
-    multi_grid:     None, or for a name in `MULTI_GRID` a list of int: the unit rate of each block of the last stage,
-                    multiplied into the dilation that its 3x3 convolutions get from output_stride (DeepLabv3, 3.2.1).
+    variant:        None, or one of the net's variants in the catalogue: another form of the family, said in its file.
+    multi_grid:     None, or for a net with multi_grid in the catalogue a list of int: the unit rate of each block of
+                    the last stage, multiplied into the dilation that its 3x3 convolutions get from output_stride
+                    (DeepLabv3, 3.2.1).
     Returns a `Backbone`. Inputs are (B, H, W, in_channels), of any size; the levels line up exactly where H and W are
     multiples of 32 (families say in their files what an odd map does).
     Raises UserError for an unknown name or value and for weights that don't fit.
     """
-    check_choice("model.backbone", name, BACKBONES)
-    check_choice("model.output_stride", output_stride, OUTPUT_STRIDES)
-    check_choice("model.norm", norm, NORMS)
-    if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
+    _check_choice("model.backbone", name, CATALOGUE)
+    _check_choice("model.output_stride", output_stride, OUTPUT_STRIDES)
+    _check_choice("model.norm", norm, NORMS)
+    _check_choice("model.activation", activation, (None, *ACTIVATIONS))
+    if type(in_channels) is not int or in_channels < 1:
         raise UserError(f"data.channels: {in_channels!r} is not a number of channels; expected 1, 3, 4 or so")
-    if variant is not None and variant not in VARIANTS.get(name, ()):
-        forms = ", ".join(VARIANTS.get(name, ())) or "no variants"
+    net = CATALOGUE[name]
+    if variant is not None and variant not in net.variants:
+        forms = ", ".join(net.variants) or "no variants"
         raise UserError(f"model.variant: {name} has {forms}; got {variant!r}, expected null (leave it out)")
-    if activation is not None:
-        check_choice("model.activation", activation, ACTIVATIONS)
-    if multi_grid is not None and name not in MULTI_GRID:
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or int(net.narrowest * alpha) < 1:
         raise UserError(
-            f"model.multi_grid: {name} has no unit rates; got {multi_grid!r}, expected null (leave it out) or one of "
-            f"the backbones {', '.join(MULTI_GRID)}"
+            f"model.alpha: {alpha!r} is not a width multiplier of {name}; expected a number such as 0.5 or 1.0 that "
+            f"leaves at least one of the narrowest layer's {net.narrowest} filters"
         )
-    arguments = (name, output_stride, in_channels, norm, alpha, activation, variant)
-    backbone = BACKBONES[name](*arguments) if multi_grid is None else BACKBONES[name](*arguments, multi_grid)
+    if multi_grid is not None:
+        _check_unit_rates(name, net.unit_rates, multi_grid)
+    factory = pkgutil.resolve_name(f"detseg.backbones.{net.factory}")
+    form = net.variants.get(variant, net)
+    layers = LayerBuilder(norm, activation or form.activation, output_stride, form.epsilon)
+    unit_rates = [multi_grid or (1,) * net.unit_rates] if net.unit_rates else []
+    images = keras.Input((None, None, in_channels))
+    outputs, levels = factory(name, images, layers, alpha, variant, *unit_rates)
+    backbone = Backbone(name, keras.Model(images, outputs), levels, output_stride, form.preprocessing)
     if weights is not None:
         backbone.unused_layers = load_weights(backbone, weights, alpha, variant)
     return backbone
+
+
+def create_configured_backbone(options, channels=3, pretrained=True):
+    """The Backbone of BackboneOptions, with its first stages frozen as they say.
+
+    pretrained:  False leaves options.weights unread, for a model whose weights are loaded afterwards.
+    """
+    arguments = options.model_dump(include={"output_stride", "norm", "alpha", "activation", "variant", "multi_grid"})
+    weights = options.weights if pretrained else None
+    backbone = create_backbone(options.backbone, in_channels=channels, weights=weights, **arguments)
+    if backbone.unused_layers:
+        logger.info("model.weights: no use here for its layers %s", ", ".join(backbone.unused_layers))
+    backbone.freeze(options.freeze_stages)
+    return backbone
+
+
+def _check_choice(field, value, allowed):
+    if value not in allowed:
+        choices = [str(choice) for choice in allowed if choice is not None]
+        close = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"{field}: {value!r} is unknown; expected one of {', '.join(choices)}{hint}")
+
+
+def _check_unit_rates(name, count, rates):
+    if not count:
+        raise UserError(
+            f"model.multi_grid: {name} has no unit rates; got {rates!r}, expected null (leave it out) or one of "
+            f"the backbones {', '.join(name for name, net in CATALOGUE.items() if net.unit_rates)}"
+        )
+    is_list = isinstance(rates, list | tuple) and len(rates) == count
+    if not is_list or not all(type(rate) is int and rate >= 1 for rate in rates):
+        raise UserError(
+            f"model.multi_grid: {rates!r} is not possible; expected {count} whole numbers from 1, one for each "
+            f"unit of {name}'s last stage, such as {[2**i for i in range(count)]}, or null"
+        )

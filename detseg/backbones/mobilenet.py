@@ -1,48 +1,86 @@
-"""MobileNet (Howard et al., 2017) and MobileNetV2 (Sandler et al., CVPR 2018), layer names of keras.applications.
+"""MobileNet (Howard et al., 2017), MobileNetV2 (Sandler et al., CVPR 2018) and MobileNetV3 (Howard et al., ICCV 2019),
+layer names of keras.applications.
 
-A stride-2 3x3 depthwise convolution pads one row and column at the end: at odd map sizes it gives floor(n / 2) pixels
-(as keras.applications does for inputs of unknown size), while the first, "same" convolution gives ceil(n / 2). At
-multiples of 32, which our models pad to, all maps are even and both agree.
+A stride-2 depthwise convolution pads one less in front: at odd map sizes it gives floor(n / 2) pixels (as
+keras.applications does for inputs of unknown size), while the first, "same" convolution gives ceil(n / 2). At multiples
+of 32, which our models pad to, all maps are even and both agree.
+
+MobileNetV3's squeeze-excite looks at the mean over the whole map. A dilated map has the strided one at its phase 0 and
+more besides, so its mean is another one: at output stride 16 or 8 the dilated stages are near to the strided net, not
+equal to it. The minimalistic variant, which has no squeeze-excite, is exact.
 """
+
+from dataclasses import replace
+from typing import NamedTuple
 
 import keras
 
-from detseg.backbones.backbone import Backbone, check_alpha, check_unit_rates, make_divisible
-from detseg.backbones.builder import LayerBuilder
+from detseg.backbones.backbone import make_divisible, stage_levels
+from detseg.layers.activation import create_activation
+from detseg.layers.conv import Conv2D
 
-# table 1: (filters, stride) of each depthwise separable convolution
-MOBILENET = (
-    *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
-    *((512, 1), (512, 1), (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1)),
+# MobileNet, table 1: (filters, stride) of each depthwise separable convolution
+MOBILENET = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
+MOBILENET_LEVELS = stage_levels(*(f"conv_pw_{block}_relu" for block in (1, 3, 5, 11, 13)))
+
+
+class Bottleneck(NamedTuple):
+    """A row of the papers' tables; `expansion` is the expanded width over the input's (rounded to 8)."""
+
+    expansion: float
+    filters: int
+    kernel_size: int
+    stride: int
+    squeezes: bool = False
+    activation: str = "relu6"
+
+
+# MobileNetV2, table 2: (expansion, filters, repeats, stride of the first) of each row of bottlenecks
+MOBILENETV2 = tuple(
+    Bottleneck(expansion, filters, 3, stride if index == 0 else 1)
+    for expansion, filters, repeats, stride in (
+        *((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2)),
+        *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
+    )
+    for index in range(repeats)
 )
-MOBILENET_LEVELS = {
-    2: "conv_pw_1_relu",
-    4: "conv_pw_3_relu",
-    8: "conv_pw_5_relu",
-    16: "conv_pw_11_relu",
-    32: "conv_pw_13_relu",
+MOBILENETV2_LEVELS = stage_levels(*(f"block_{block}_expand_relu" for block in (1, 3, 6, 13)), "out_relu")
+
+# MobileNetV3, tables 1 and 2
+MOBILENETV3 = {
+    "mobilenetv3_large": (
+        Bottleneck(1, 16, 3, 1, False, "relu"),
+        Bottleneck(4, 24, 3, 2, False, "relu"),
+        Bottleneck(3, 24, 3, 1, False, "relu"),
+        Bottleneck(3, 40, 5, 2, True, "relu"),
+        *[Bottleneck(3, 40, 5, 1, True, "relu")] * 2,
+        Bottleneck(6, 80, 3, 2, False, "hard_swish"),
+        Bottleneck(2.5, 80, 3, 1, False, "hard_swish"),
+        *[Bottleneck(2.3, 80, 3, 1, False, "hard_swish")] * 2,
+        *[Bottleneck(6, 112, 3, 1, True, "hard_swish")] * 2,
+        Bottleneck(6, 160, 5, 2, True, "hard_swish"),
+        *[Bottleneck(6, 160, 5, 1, True, "hard_swish")] * 2,
+    ),
+    "mobilenetv3_small": (
+        Bottleneck(1, 16, 3, 2, True, "relu"),
+        Bottleneck(72 / 16, 24, 3, 2, False, "relu"),
+        Bottleneck(88 / 24, 24, 3, 1, False, "relu"),
+        Bottleneck(4, 40, 5, 2, True, "hard_swish"),
+        *[Bottleneck(6, 40, 5, 1, True, "hard_swish")] * 2,
+        *[Bottleneck(3, 48, 5, 1, True, "hard_swish")] * 2,
+        Bottleneck(6, 96, 5, 2, True, "hard_swish"),
+        *[Bottleneck(6, 96, 5, 1, True, "hard_swish")] * 2,
+    ),
+}
+MOBILENETV3_LEVELS = {
+    "mobilenetv3_large": stage_levels(*(f"expanded_conv_{i}_expand_act" for i in (1, 3, 6, 12)), "conv_1_act"),
+    "mobilenetv3_small": stage_levels("conv_act", *(f"expanded_conv_{i}_expand_act" for i in (1, 3, 8)), "conv_1_act"),
 }
 
-# table 2: (expansion, filters, repeats, stride of the first) of each row of bottlenecks
-MOBILENETV2 = (
-    *((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2)),
-    *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
-)
-MOBILENETV2_LEVELS = {
-    2: "block_1_expand_relu",
-    4: "block_3_expand_relu",
-    8: "block_6_expand_relu",
-    16: "block_13_expand_relu",
-    32: "out_relu",
-}
 
-
-def create_mobilenet(name, output_stride, in_channels, norm, alpha, activation, variant):
+def create_mobilenet(name, x, layers, alpha, variant):
     """MobileNet; `alpha` multiplies every layer's filters. Levels are the last block's output at each stride."""
-    check_alpha(name, alpha, filters=32)
-    layers = LayerBuilder(norm, activation or "relu6", output_stride)
-    images = keras.Input((None, None, in_channels))
-    x = layers.conv(images, int(32 * alpha), 3, native=1, stride=2, name="conv1")
+    x = layers.conv(x, int(32 * alpha), 3, native=1, stride=2, name="conv1")
     x = layers.activate(layers.norm(x, "conv1_bn"), "conv1_relu")
     native = 2
     for block, (filters, stride) in enumerate(MOBILENET, start=1):
@@ -51,48 +89,85 @@ def create_mobilenet(name, output_stride, in_channels, norm, alpha, activation, 
         x = layers.conv(x, int(filters * alpha), 1, native, name=f"conv_pw_{block}")
         x = layers.activate(layers.norm(x, f"conv_pw_{block}_bn"), f"conv_pw_{block}_relu")
         native *= stride
-    return _backbone(name, images, x, MOBILENET_LEVELS, output_stride)
+    return x, MOBILENET_LEVELS
 
 
-def create_mobilenetv2(name, output_stride, in_channels, norm, alpha, activation, variant, multi_grid=None):
+def create_mobilenetv2(name, x, layers, alpha, variant, multi_grid):
     """MobileNetV2; `alpha` multiplies the filters (rounded to 8; the last 1x1 convolution only grows with it).
 
-    Levels 2..16 are the expanded inputs of the bottlenecks that stride next; 32 is the last 1x1 convolution.
-    multi_grid:  unit rates of the three depthwise convolutions at native stride 32, blocks 14 to 16 (DeepLabv3, 3.2.1).
-    Raises UserError for an alpha that leaves no filter and for other than three unit rates.
+    Levels 2..16 are the expanded inputs of the bottlenecks that stride next; 32 is the last 1x1 convolution. The unit
+    rates are for the three depthwise convolutions at native stride 32, blocks 14 to 16.
     """
-    check_alpha(name, alpha, filters=32)
-    unit_rates = dict(zip((14, 15, 16), check_unit_rates(name, multi_grid, count=3), strict=True))
-    layers = LayerBuilder(norm, activation or "relu6", output_stride)
-    images = keras.Input((None, None, in_channels))
-    x = layers.conv(images, make_divisible(32 * alpha), 3, native=1, stride=2, name="Conv1")
+    unit_rates = dict(zip((14, 15, 16), multi_grid, strict=True))
+    x = layers.conv(x, make_divisible(32 * alpha), 3, native=1, stride=2, name="Conv1")
     x = layers.activate(layers.norm(x, "bn_Conv1"), "Conv1_relu")
-    native, block = 2, 0
-    for expansion, filters, repeats, first_stride in MOBILENETV2:
-        for index in range(repeats):
-            stride = first_stride if index == 0 else 1
-            prefix = f"block_{block}_" if block else "expanded_conv_"
-            width, rate = make_divisible(int(filters * alpha)), unit_rates.get(block, 1)
-            x = _bottleneck(x, layers, native, stride, expansion, width, rate, prefix)
-            native, block = native * stride, block + 1
+    native = 2
+    for block, row in enumerate(MOBILENETV2):
+        prefix = f"block_{block}_" if block else "expanded_conv_"
+        filters, rate = make_divisible(int(row.filters * alpha)), unit_rates.get(block, 1)
+        x = _bottleneck(x, layers, native, row, filters, prefix, ("pad", "BN", "relu"), rate=rate)
+        native *= row.stride
     x = layers.conv(x, make_divisible(1280 * max(alpha, 1.0)), 1, native, name="Conv_1")
     x = layers.activate(layers.norm(x, "Conv_1_bn"), "out_relu")
-    return _backbone(name, images, x, MOBILENETV2_LEVELS, output_stride)
+    return x, MOBILENETV2_LEVELS
 
 
-def _bottleneck(x, layers, native, stride, expansion, filters, rate, prefix):
-    """Inverted residual with a linear bottleneck (MobileNetV2, figure 4d) on a map of native stride `native`."""
-    shortcut, channels = x, x.shape[-1]
-    if expansion > 1:
-        x = layers.conv(x, expansion * channels, 1, native, name=f"{prefix}expand")
-        x = layers.activate(layers.norm(x, f"{prefix}expand_BN"), f"{prefix}expand_relu")
-    x = layers.depthwise(x, 3, native, stride, rate=rate, name=f"{prefix}depthwise", pad_name=f"{prefix}pad")
-    x = layers.activate(layers.norm(x, f"{prefix}depthwise_BN"), f"{prefix}depthwise_relu")
-    x = layers.conv(x, filters, 1, native, name=f"{prefix}project")
-    x = layers.norm(x, f"{prefix}project_BN")
-    return keras.layers.Add(name=f"{prefix}add")([shortcut, x]) if stride == 1 and channels == filters else x
+def create_mobilenetv3(name, x, layers, alpha, variant):
+    """MobileNetV3 large or small; `alpha` multiplies the bottlenecks' filters (rounded to 8), not the first layer's.
+
+    Levels 2..16 are the expanded inputs of the bottlenecks that stride next (small's first has no expansion: level 2
+    is the first convolution); 32 is the last 1x1 convolution, where the classifier's pooling would follow.
+    `activation` replaces each relu and hard swish; the gate of squeeze-excite stays a hard sigmoid.
+    The variant "minimalistic" has 3x3 kernels and relu everywhere and no squeeze-excite.
+    """
+    rows = MOBILENETV3[name]
+    if variant == "minimalistic":
+        rows = [row._replace(kernel_size=3, squeezes=False, activation="relu") for row in rows]
+    given = layers.activation_kind
+    builders = {kind: replace(layers, activation_kind=given or kind) for kind in ("relu", "hard_swish")}
+    layers = builders[rows[-1].activation]  # of the first and the last convolution
+    x = layers.conv(x, 16, 3, native=1, stride=2, name="conv")
+    x = layers.activate(layers.norm(x, "conv_bn"), "conv_act")
+    native = 2
+    for block, row in enumerate(rows):
+        prefix = f"expanded_conv_{block}_" if block else "expanded_conv_"
+        filters, names = make_divisible(row.filters * alpha), ("depthwise_pad", "bn", "act")
+        x = _bottleneck(x, builders[row.activation], native, row, filters, prefix, names, given or "relu")
+        native *= row.stride
+    x = layers.conv(x, make_divisible(6 * x.shape[-1]), 1, native, name="conv_1")
+    x = layers.activate(layers.norm(x, "conv_1_bn"), "conv_1_act")
+    return x, MOBILENETV3_LEVELS[name]
 
 
-def _backbone(name, images, x, levels, output_stride):
-    levels = {native: (layer, native) for native, layer in levels.items()}
-    return Backbone(name, keras.Model(images, x), levels, output_stride, preprocessing="tf")
+def _bottleneck(x, layers, native, row, filters, prefix, names, squeezed_activation=None, rate=1):
+    """Inverted residual with a linear bottleneck (MobileNetV2, figure 4d), with squeeze-excite MobileNetV3's figure 4.
+
+    names:  what the padding, the norms and the activations are called.
+    """
+    shortcut, channels, (pad, norm, activation) = x, x.shape[-1], names
+    if row.expansion > 1:
+        x = layers.conv(x, make_divisible(channels * row.expansion), 1, native, name=f"{prefix}expand")
+        x = layers.activate(layers.norm(x, f"{prefix}expand_{norm}"), f"{prefix}expand_{activation}")
+    depthwise = f"{prefix}depthwise"
+    x = layers.depthwise(x, row.kernel_size, native, row.stride, rate=rate, name=depthwise, pad_name=f"{prefix}{pad}")
+    x = layers.activate(layers.norm(x, f"{depthwise}_{norm}"), f"{depthwise}_{activation}")
+    if row.squeezes:
+        squeezed = make_divisible(x.shape[-1] / 4)
+        x = squeeze_excite(x, squeezed, squeezed_activation, "hard_sigmoid", name=f"{prefix}squeeze_excite")
+    x = layers.norm(layers.conv(x, filters, 1, native, name=f"{prefix}project"), f"{prefix}project_{norm}")
+    is_residual = row.stride == 1 and channels == filters
+    return keras.layers.Add(name=f"{prefix}add")([shortcut, x]) if is_residual else x
+
+
+def squeeze_excite(x, squeezed, activation, gate, name):
+    """Scales each channel of x (B, H, W, C) by a gate that has seen the mean of the whole map (Hu et al., CVPR 2018).
+
+    squeezed, activation:  channels of the bottleneck in between and name of its activation.
+    gate:                  Keras' name of the activation of the scales: "sigmoid" (the paper), "hard_sigmoid".
+    """
+    scale = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_avg_pool")(x)  # (B, 1, 1, C)
+    scale = Conv2D(squeezed, 1, name=f"{name}_conv")(scale)
+    scale = create_activation(activation, f"{name}_act")(scale)
+    scale = Conv2D(x.shape[-1], 1, name=f"{name}_conv_1")(scale)
+    scale = keras.layers.Activation(gate, name=f"{name}_gate")(scale)
+    return keras.layers.Multiply(name=f"{name}_mul")([x, scale])

@@ -1,5 +1,6 @@
 """Pretrained weights for backbones, copied layer by layer by name, from keras.applications or from a file."""
 
+import collections
 import contextlib
 import inspect
 import io
@@ -11,27 +12,9 @@ import h5py
 import keras
 import numpy as np
 
+from detseg.backbones.catalogue import CATALOGUE
 from detseg.errors import UserError
 
-# Our name -> the keras.applications function whose layer names and ImageNet weights the backbone shares.
-TWINS = {
-    "vgg16": "VGG16",
-    "vgg19": "VGG19",
-    "mobilenet": "MobileNet",
-    "mobilenetv2": "MobileNetV2",
-    "resnet50": "ResNet50",
-    "resnet101": "ResNet101",
-    "resnet152": "ResNet152",
-    "resnet50v2": "ResNet50V2",
-    "resnet101v2": "ResNet101V2",
-    "resnet152v2": "ResNet152V2",
-    "mobilenetv3_small": "MobileNetV3Small",
-    "mobilenetv3_large": "MobileNetV3Large",
-    "xception": "Xception",
-}
-TWIN_VARIANTS = {"minimalistic": {"minimalistic": True}}  # those of our variants that it has too, by its argument
-XCEPTION_SHORTCUTS = ("block2_shortcut", "block3_shortcut", "block4_shortcut", "block13_shortcut")
-VGG_DENSE = {"fc1": (7 * 7 * 512, 4096), "fc2": (4096, 4096)}
 LISTED_LAYERS = 12  # of the differing layers that an error names
 
 
@@ -40,8 +23,7 @@ def load_weights(backbone, weights, alpha=1.0, variant=None):
 
     weights:  "imagenet" (downloaded and checked by keras.applications) or the path of a file: legacy Keras .h5, also of
               a whole model; Keras 3 .weights.h5 or .keras, of a backbone or of a model that contains its layers.
-    alpha:    width multiplier of the backbone, which picks the ImageNet file.
-    variant:  of the backbone; keras.applications has only some of them.
+    alpha, variant:  of the backbone; they pick the ImageNet file.
     Returns   tuple of str: layers with weights that the backbone has no use for (a classifier top, a decoder).
 
     A first kernel for 3 channels is fitted to C != 3 channels: its mean over the input channels is repeated C times and
@@ -49,10 +31,8 @@ def load_weights(backbone, weights, alpha=1.0, variant=None):
     Raises UserError naming the layers that are missing or of another shape, an unreadable file, a failed download.
     """
     with _open(weights, backbone.name, alpha, variant) as layers:
-        if backbone.name == "xception":
-            layers = _name_shortcuts(layers)
+        layers = _name_shortcuts(layers, CATALOGUE[backbone.name].unnamed_shortcuts)
         targets = [layer for layer in backbone.model.layers if layer.weights]
-        first_kernel = targets[0].weights[0]
         values, problems = {}, []
         for layer in targets:
             arrays = layers.get(layer.name)
@@ -62,13 +42,18 @@ def load_weights(backbone, weights, alpha=1.0, variant=None):
                 problems.append(f"{layer.name}: missing in the file")
                 continue
             if layer is targets[0]:
-                arrays = [_fit_channels(arrays[0], first_kernel.shape), *arrays[1:]]
+                arrays = [_fit_channels(arrays[0], layer.weights[0].shape), *arrays[1:]]
             expected, found = [tuple(w.shape) for w in layer.weights], [tuple(a.shape) for a in arrays]
             if expected != found:
-                problems.append(f"{layer.name}: file {_shapes(found)}, model {_shapes(expected)}")
+                problems.append(f"{layer.name}: file {' '.join(map(str, found))}, model {' '.join(map(str, expected))}")
             values[layer.name] = arrays
         if problems:
-            raise UserError(_mismatch_message(weights, backbone, problems, len(targets)))
+            more = [f"and {len(problems) - LISTED_LAYERS} more"] if len(problems) > LISTED_LAYERS else []
+            raise UserError(
+                f"model.weights: {weights} does not fit {backbone.name}: {len(problems)} of {len(targets)} layers "
+                "differ. Are model.backbone, model.alpha, model.norm and model.variant those the file was made with?"
+                + "".join(f"\n  {problem}" for problem in problems[:LISTED_LAYERS] + more)
+            )
         values = {name: [np.asarray(array) for array in arrays] for name, arrays in values.items()}
         for name, arrays in values.items():
             backbone.model.get_layer(name).set_weights(arrays)
@@ -76,22 +61,23 @@ def load_weights(backbone, weights, alpha=1.0, variant=None):
 
 
 def dense_weights(weights, name):
-    """The dense layers of a VGG classifier, for FCN's fc6 and fc7.
+    """The dense layers of a backbone's classifier (the catalogue's dense_layers), for FCN's fc6 and fc7.
 
     weights:  "imagenet" (downloads the model with its top), the path of a weight file, or None.
     name:     the backbone's name.
-    Returns   {"fc1": (kernel (25088, 4096), bias (4096,)), "fc2": (kernel (4096, 4096), bias (4096,))} of float arrays,
-              or None if the backbone is no VGG or the source lacks these layers at these shapes. Rows of fc1's kernel
-              are the flattened (7, 7, 512) map: kernel.reshape(7, 7, 512, 4096) is the convolution.
-    Raises UserError as `load_weights` does for an unreadable file or a failed download.
+    Returns   of a VGG {"fc1": (kernel (25088, 4096), bias (4096,)), "fc2": (kernel (4096, 4096), bias (4096,))} of
+              float arrays, or None if the backbone has none or the source lacks these layers at these shapes. Rows of
+              fc1's kernel are the flattened (7, 7, 512) map: kernel.reshape(7, 7, 512, 4096) is the convolution.
+    Raises UserError for an unreadable file or a failed download.
     """
-    if weights is None or not name.startswith("vgg"):
+    dense = CATALOGUE[name].dense_layers
+    if weights is None or not dense:
         return None
+    expected = [[shape, shape[1:]] for shape in dense.values()]  # of kernel and bias
     with _open(weights, name, include_top=True) as layers:
-        for layer, kernel_shape in VGG_DENSE.items():
-            if [tuple(array.shape) for array in layers.get(layer, ())] != [kernel_shape, kernel_shape[1:]]:
-                return None
-        return {layer: tuple(np.asarray(array) for array in layers[layer]) for layer in VGG_DENSE}
+        if [[tuple(array.shape) for array in layers.get(layer, ())] for layer in dense] != expected:
+            return None
+        return {layer: tuple(np.asarray(array) for array in layers[layer]) for layer in dense}
 
 
 def _fit_channels(kernel, shape):
@@ -102,33 +88,18 @@ def _fit_channels(kernel, shape):
     return np.repeat(mean * (3 / shape[2]), shape[2], axis=2)
 
 
-def _name_shortcuts(layers):
-    """Layers of an Xception with our names for the shortcuts, to which keras.applications gives none.
+def _name_shortcuts(layers, shortcuts):
+    """`layers` with our names for the shortcuts, convolutions and norms, to which keras.applications gives none.
 
     Keras then calls them conv2d_3 or batch_normalization_5, counting on from all layers that its process made before.
     """
     names = {}
     for kind, suffix in (("conv2d", ""), ("batch_normalization", "_bn")):
         numbered = [name for name in layers if re.fullmatch(rf"{kind}(_\d+)?", name)]
-        if len(numbered) == len(XCEPTION_SHORTCUTS):
+        if len(numbered) == len(shortcuts):
             numbered.sort(key=lambda name: (len(name), name))
-            names |= {name: ours + suffix for name, ours in zip(numbered, XCEPTION_SHORTCUTS, strict=True)}
+            names |= {name: ours + suffix for name, ours in zip(numbered, shortcuts, strict=True)}
     return {names.get(name, name): arrays for name, arrays in layers.items()}
-
-
-def _shapes(shapes):
-    return " ".join(map(str, shapes))
-
-
-def _mismatch_message(weights, backbone, problems, layers):
-    listed = problems[:LISTED_LAYERS] + (
-        [f"and {len(problems) - LISTED_LAYERS} more"] * (len(problems) > LISTED_LAYERS)
-    )
-    return (
-        f"model.weights: {weights} does not fit {backbone.name}: {len(problems)} of {layers} layers differ. "
-        "Are model.backbone, model.alpha, model.norm and model.variant those the file was made with?\n  "
-        + "\n  ".join(listed)
-    )
 
 
 # ----- sources: each gives {layer name: [arrays]}, in the order of keras' layer.weights ------------------------------
@@ -136,7 +107,7 @@ def _mismatch_message(weights, backbone, problems, layers):
 
 @contextlib.contextmanager
 def _open(weights, name, alpha=1.0, variant=None, include_top=False):
-    """{layer name: list of arrays or h5py datasets, read when used} of "imagenet" or a file."""
+    """The layers of "imagenet" or of a file; arrays may be h5py datasets, read when used."""
     if weights == "imagenet":
         twin = _imagenet_twin(name, alpha, variant, include_top)
         yield {layer.name: layer.get_weights() for layer in twin.layers}
@@ -155,14 +126,15 @@ def _open(weights, name, alpha=1.0, variant=None, include_top=False):
 
 
 def _imagenet_twin(name, alpha, variant, include_top):
-    if name not in TWINS or variant not in (None, *TWIN_VARIANTS):
+    net = CATALOGUE[name].variants.get(variant, CATALOGUE[name])
+    if net.twin is None:
         form = name if variant is None else f"{name}'s variant {variant}"
         raise UserError(
             f"model.weights: keras.applications has no ImageNet weights of {form}; expected null, or the path of a "
             "file with weights of this very form"
         )
-    create_twin = getattr(keras.applications, TWINS[name])
-    options = TWIN_VARIANTS.get(variant, {}) | ({} if alpha == 1 else {"alpha": alpha})
+    create_twin = getattr(keras.applications, net.twin)
+    options = net.twin_options if alpha == 1 else {**net.twin_options, "alpha": alpha}
     if "alpha" in options and "alpha" not in inspect.signature(create_twin).parameters:
         raise UserError(f"model.weights: {name} has ImageNet weights at model.alpha 1 only, not {alpha}; expected null")
     try:
@@ -197,34 +169,29 @@ def _read_layers(path, stack):
 
 def _legacy_layers(group):
     """Layers of a legacy file; a layer that is a model itself is split into its own layers."""
-    layers = {}
+    layers = collections.defaultdict(list)
     for name in _text_attribute(group, "layer_names"):
         weights = _text_attribute(group[name], "weight_names")
-        parents = {weight.split("/")[-2] for weight in weights if "/" in weight}
+        is_model = len({weight.split("/")[-2] for weight in weights if "/" in weight}) > 1
         for weight in weights:
-            layer = weight.split("/")[-2] if len(parents) > 1 else name
-            layers.setdefault(layer, []).append(group[name][weight])
+            layers[weight.split("/")[-2] if is_model else name].append(group[name][weight])
     return layers
 
 
 def _text_attribute(group, name):
     """A list of str that Keras splits into name0, name1, ... when it is too long for one HDF5 attribute."""
-    parts = (
-        [name]
-        if name in group.attrs
-        else [f"{name}{i}" for i in range(len(group.attrs)) if f"{name}{i}" in group.attrs]
-    )
+    parts = (part for part in (name, *(f"{name}{i}" for i in range(len(group.attrs)))) if part in group.attrs)
     return [text.decode() if isinstance(text, bytes) else str(text) for part in parts for text in group.attrs[part]]
 
 
 def _keras3_layers(root):
     """Layers of a .weights.h5 file: every group "vars" holds one layer's weights 0, 1, ... and carries its name."""
-    layers = {}
+    layers = collections.defaultdict(list)
 
     def visit(path, group):
         if path.split("/")[-1] == "vars" and "name" in group.attrs:
             # Two layers of one name come out as one with too many weights, which no layer of ours fits.
-            layers.setdefault(str(group.attrs["name"]), []).extend(group[str(i)] for i in range(len(group)))
+            layers[str(group.attrs["name"])].extend(group[str(i)] for i in range(len(group)))
 
     root.visititems(visit)
     return layers

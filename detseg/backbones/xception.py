@@ -8,25 +8,15 @@ never by a factor. Xception-65 pads symmetrically throughout: its levels are ali
 
 import keras
 
-from detseg.backbones.backbone import Backbone, check_alpha, check_unit_rates
-from detseg.backbones.builder import LayerBuilder
+from detseg.backbones.backbone import stage_levels
 from detseg.layers.conv import DepthwiseConv2D, SeparableConv2D
-from detseg.layers.pooling import DilatedMaxPool
 
 # figure 5: (stride, filters of the separable convolutions) of blocks 2 to 13
-XCEPTION = (
-    *((2, (128, 128)), (2, (256, 256)), (2, (728, 728))),
-    *((1, (728, 728, 728)),) * 8,
-    (2, (728, 1024)),
-)
+XCEPTION = (*((2, (128, 128)), (2, (256, 256)), (2, (728, 728))), *((1, (728, 728, 728)),) * 8, (2, (728, 1024)))
 XCEPTION_EXIT = (1536, 2048)  # filters of block 14, which has no shortcut
-XCEPTION_LEVELS = {
-    2: "block1_conv2_act",
-    4: "block3_sepconv2_bn",
-    8: "block4_sepconv2_bn",
-    16: "block13_sepconv2_bn",
-    32: "block14_sepconv2_act",
-}
+XCEPTION_LEVELS = stage_levels(
+    "block1_conv2_act", *(f"block{block}_sepconv2_bn" for block in (3, 4, 13)), "block14_sepconv2_act"
+)
 
 # DeepLabv3+, figure 4: (block, stride, filters of the separable convolutions) of the residual blocks
 XCEPTION65 = (
@@ -36,29 +26,21 @@ XCEPTION65 = (
     *((f"middle_flow_unit_{unit}", 1, (728, 728, 728)) for unit in range(1, 17)),
     ("exit_flow_block1", 2, (728, 1024, 1024)),
 )
-XCEPTION65_LEVELS = {
-    2: "entry_flow_conv1_2_relu",
-    4: "entry_flow_block2_separable_conv2_pointwise_BN",
-    8: "entry_flow_block3_separable_conv2_pointwise_BN",
-    16: "exit_flow_block1_separable_conv2_pointwise_BN",
-    32: "exit_flow_block2_separable_conv3_pointwise_relu",
-}
+XCEPTION65_LEVELS = stage_levels(
+    "entry_flow_conv1_2_relu",
+    *(f"{block}_separable_conv2_pointwise_BN" for block, stride, _ in XCEPTION65[1:] if stride == 2),
+    "exit_flow_block2_separable_conv3_pointwise_relu",
+)
 XCEPTION65_EXIT = (1536, 1536, 2048)  # filters of the last separable convolutions, without a shortcut
 
 
-# ----- Xception ------------------------------------------------------------------------------------------------------
-
-
-def create_xception(name, output_stride, in_channels, norm, alpha, activation, variant):
-    """Xception; `alpha` multiplies the filters of all layers.
+def create_xception(name, x, layers, alpha, variant):
+    """Xception; `alpha` multiplies the filters of all layers. The shortcuts, unnamed in keras.applications, have names.
 
     Level 2 is the end of the unpadded stem; 4, 8 and 16 are the last separable convolution before the pool that strides
-    next; 32 is the last layer. The shortcuts, which keras.applications leaves unnamed, are blockN_shortcut here.
+    next; 32 is the last layer.
     """
-    check_alpha(name, alpha, filters=32)
-    layers = LayerBuilder(norm, activation or "relu", output_stride)
-    images = keras.Input((None, None, in_channels))
-    x = layers.conv(images, int(32 * alpha), 3, native=1, stride=2, padding="valid", name="block1_conv1")
+    x = layers.conv(x, int(32 * alpha), 3, native=1, stride=2, padding="valid", name="block1_conv1")
     x = layers.activate(layers.norm(x, "block1_conv1_bn"), "block1_conv1_act")
     x = layers.conv(x, int(64 * alpha), 3, native=2, padding="valid", name="block1_conv2")
     x = layers.activate(layers.norm(x, "block1_conv2_bn"), "block1_conv2_act")
@@ -69,7 +51,7 @@ def create_xception(name, output_stride, in_channels, norm, alpha, activation, v
     for index, filters in enumerate(XCEPTION_EXIT, start=1):
         x = _separable_conv(x, layers, int(filters * alpha), native, f"block14_sepconv{index}")
         x = layers.activate(x, f"block14_sepconv{index}_act")
-    return _backbone(name, images, x, XCEPTION_LEVELS, output_stride)
+    return x, XCEPTION_LEVELS
 
 
 def _block(x, layers, native, stride, filters, name):
@@ -83,13 +65,7 @@ def _block(x, layers, native, stride, filters, name):
             x = layers.activate(x, f"{name}_sepconv{index}_act")
         x = _separable_conv(x, layers, width, native, f"{name}_sepconv{index}")
     if stride == 2:
-        strides, dilation = layers.place(native, stride)
-        pool = f"{name}_pool"
-        x = (
-            keras.layers.MaxPooling2D(3, strides, padding="same", name=pool)(x)
-            if strides == 2
-            else DilatedMaxPool(3, dilation, name=pool)(x)
-        )
+        x = layers.max_pool(x, 3, native, padding="same", name=f"{name}_pool")
     return keras.layers.Add(name=f"{name}_add")([x, shortcut])
 
 
@@ -99,10 +75,7 @@ def _separable_conv(x, layers, filters, native, name):
     return layers.norm(x, f"{name}_bn")
 
 
-# ----- Xception-65 ---------------------------------------------------------------------------------------------------
-
-
-def create_xception65(name, output_stride, in_channels, norm, alpha, activation, variant, multi_grid=None):
+def create_xception65(name, x, layers, alpha, variant, multi_grid):
     """The aligned Xception of DeepLabv3+ (Chen et al., ECCV 2018, figure 4); `alpha` multiplies all filters.
 
     Separable convolutions stride in place of max-pools, with a batch norm after each depthwise convolution too, and a
@@ -111,13 +84,8 @@ def create_xception65(name, output_stride, in_channels, norm, alpha, activation,
     Level 2 is the end of the stem; 4, 8 and 16 are the last separable convolution before the one that strides next (4
     is DeepLabv3+'s low-level feature); 32 is the last layer.
     multi_grid:  unit rates of the last three convolutions (exit flow), multiplied into their dilation.
-    Raises UserError for an alpha that leaves no filter and for other than three unit rates.
     """
-    check_alpha(name, alpha, filters=32)
-    rates = check_unit_rates(name, multi_grid, count=3)
-    layers = LayerBuilder(norm, activation or "relu", output_stride)
-    images = keras.Input((None, None, in_channels))
-    x = layers.pad(images, 3, native=1, stride=2, leading=1, trailing=1, name="entry_flow_conv1_1_pad")
+    x = layers.pad(x, 3, native=1, stride=2, leading=1, trailing=1, name="entry_flow_conv1_1_pad")
     x = layers.conv(x, int(32 * alpha), 3, native=1, stride=2, padding="valid", name="entry_flow_conv1_1")
     x = layers.activate(layers.norm(x, "entry_flow_conv1_1_BN"), "entry_flow_conv1_1_relu")
     x = layers.conv(x, int(64 * alpha), 3, native=2, name="entry_flow_conv1_2")
@@ -126,13 +94,13 @@ def create_xception65(name, output_stride, in_channels, norm, alpha, activation,
     for block, stride, filters in XCEPTION65:
         x = _aligned_block(x, layers, native, stride, [int(width * alpha) for width in filters], block)
         native *= stride
-    for index, (filters, rate) in enumerate(zip(XCEPTION65_EXIT, rates, strict=True), start=1):
+    for index, (filters, rate) in enumerate(zip(XCEPTION65_EXIT, multi_grid, strict=True), start=1):
         prefix = f"exit_flow_block2_separable_conv{index}"
         x = _depthwise(x, layers, native, rate=rate, prefix=prefix)
         x = layers.activate(x, f"{prefix}_depthwise_relu")
         x = _pointwise(x, layers, int(filters * alpha), native, prefix)
         x = layers.activate(x, f"{prefix}_pointwise_relu")
-    return _backbone(name, images, x, XCEPTION65_LEVELS, output_stride)
+    return x, XCEPTION65_LEVELS
 
 
 def _aligned_block(x, layers, native, stride, filters, name):
@@ -152,21 +120,14 @@ def _aligned_block(x, layers, native, stride, filters, name):
 def _depthwise(x, layers, native, stride=1, rate=1, *, prefix):
     """3x3, padded by as much in front as behind whatever the map's size."""
     strides, dilation = layers.place(native, stride)
-    padding = "same"
+    options = {"strides": strides, "dilation_rate": dilation * rate, "use_bias": False, "padding": "same"}
     if strides == 2:
         x = keras.layers.ZeroPadding2D(1, name=f"{prefix}_pad")(x)
-        padding = "valid"
-    rate = dilation * rate
-    name = f"{prefix}_depthwise"
-    x = DepthwiseConv2D(3, strides=strides, dilation_rate=rate, padding=padding, use_bias=False, name=name)(x)
-    return layers.norm(x, f"{name}_BN")
+        options["padding"] = "valid"
+    x = DepthwiseConv2D(3, **options, name=f"{prefix}_depthwise")(x)
+    return layers.norm(x, f"{prefix}_depthwise_BN")
 
 
 def _pointwise(x, layers, filters, native, prefix):
     x = layers.conv(x, filters, 1, native, name=f"{prefix}_pointwise")
     return layers.norm(x, f"{prefix}_pointwise_BN")
-
-
-def _backbone(name, images, x, levels, output_stride):
-    levels = {native: (layer, native) for native, layer in levels.items()}
-    return Backbone(name, keras.Model(images, x), levels, output_stride, preprocessing="tf")

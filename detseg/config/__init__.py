@@ -1,67 +1,39 @@
 """A run's config: from a YAML file to a checked `Config` (schema.py), one of those of the tasks, and back to a file."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from detseg.config.augmentation import (
-    Albumentations,
-    ColorJitter,
-    Elastic,
-    Flip,
-    ObjectCrop,
-    RandomCrop,
-    Resize,
-    Rotate90,
-    ScaleJitter,
-)
 from detseg.config.messages import explain
-from detseg.config.schema import Config, DetectionConfig, SegmentationConfig
-from detseg.config.tree import read_tree, to_yaml
-from detseg.detection.options import FasterRCNNModel, RetinaNetModel
+from detseg.config.schema import Config, DetectionConfig, SegmentationConfig, Truth
+from detseg.config.tree import Node, read_tree, to_yaml
 from detseg.errors import UserError
 from detseg.files import written_whole
-from detseg.segmentation.options import AtrousModel, DeepLabV3PlusModel, FCNModel, FCNName
 
 __all__ = [
-    "Albumentations",
-    "AtrousModel",
-    "ColorJitter",
     "Config",
-    "DeepLabV3PlusModel",
     "DetectionConfig",
-    "Elastic",
-    "FCNModel",
-    "FasterRCNNModel",
-    "Flip",
-    "ObjectCrop",
-    "RandomCrop",
-    "Resize",
-    "RetinaNetModel",
-    "Rotate90",
-    "ScaleJitter",
     "SegmentationConfig",
     "config_schema",
     "load_config",
+    "load_data_config",
     "parse_config",
     "save_config",
 ]
 
-# What a file without a base inherits from: for each task the defaults that --set and child files can reach into.
-_SCHEDULE = {"train": {"schedule": {"name": "constant"}}}
-_DEFAULTS = {"segmentation": {"loss": [{"name": "cross_entropy"}], **_SCHEDULE}, "detection": _SCHEDULE}
-
 _BY_TASK = TypeAdapter(Annotated[Config, Field(discriminator="task")])
+_TRUTH_BY_TASK = TypeAdapter(Annotated[Truth, Field(discriminator="task")])
 
 
-def _take_same_keys(old_name: str, new_name: str) -> bool:
-    return old_name in get_args(FCNName) and new_name in get_args(FCNName)
+def load_config(source: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """The config in a YAML file, with its bases and `overrides` applied; `task` says which of Config's.
 
-
-def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
-    """The config in the YAML file at `path`, with its bases and `overrides` applied; `task` says which of Config's.
+    source:    the file's path, or the mapping that would stand in it (lists may be tuples, paths pathlib's), checked
+               alike and called "config" in messages; it has no base.
 
     A file may name one parent: `base: other.yaml`, relative to itself. Mappings merge key by key; lists and scalars of
     the child replace the parent's. A mapping that gets another `name` (or data.format) replaces the parent's whole,
@@ -76,11 +48,22 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
     YAML is read safely and as version 1.2 has it (1e-4 is a number, `no` is text), without anchors and tags.
     Raises UserError with one line per mistake: file and line or override, key, what was expected.
     """
-    tree, problems = read_tree(path, overrides, _DEFAULTS, _take_same_keys)
+    return _checked(*read_tree(source, overrides), _BY_TASK, Config)
+
+
+def load_data_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Truth:
+    """As `load_config`, of a config's task and data sections; the others are not needed and not read."""
+    tree, problems = read_tree(path, overrides)
+    tree = replace(tree, value={key: node for key, node in tree.value.items() if key in ("task", "data")})
+    return _checked(tree, problems, _TRUTH_BY_TASK, Truth)
+
+
+def _checked(tree: Node, problems: list[str], adapter: TypeAdapter, schema: Any) -> Config | Truth:
+    """The config in `tree`; UserError with its mistakes and the `problems` found so far, if there are any."""
     try:
-        config = parse_config(tree.plain())
+        config = adapter.validate_python(tree.plain())
     except ValidationError as error:
-        problems += explain(error, tree, Config)
+        problems += explain(error, tree, schema)
     if problems:
         raise UserError("\n".join(problems))
     return config
@@ -113,14 +96,10 @@ def config_schema() -> dict[str, Any]:
     for task in get_args(Config):
         definition = schema["$defs"][task.__name__]
         definition["properties"] = {"base": base, **definition["properties"]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_for_partial_files(schema)}
+    schema = json.loads(json.dumps(schema), object_hook=_for_partial_files)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def _for_partial_files(schema: Any) -> Any:
+def _for_partial_files(schema: dict[str, Any]) -> dict[str, Any]:
     """Without `required`; and with anyOf for oneOf, since more than one choice fits a mapping without its name."""
-    if isinstance(schema, list):
-        return [_for_partial_files(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    renamed = {"anyOf" if key == "oneOf" else key: value for key, value in schema.items() if key != "required"}
-    return {key: _for_partial_files(value) for key, value in renamed.items()}
+    return {"anyOf" if key == "oneOf" else key: value for key, value in schema.items() if key != "required"}

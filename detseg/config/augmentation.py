@@ -1,31 +1,28 @@
 """The items of `augmentation`, each written as a mapping with one key: {scale_jitter: [0.5, 2.0]}."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
 
-from detseg.fields import Count, Positive, Section, Size, Text, shown
-
-Strength = Annotated[float, Field(ge=0, le=1)]
+from detseg.fields import Count, Positive, Probability, Section, Share, Size, Text, shown
 
 
 class _Transform(Section):
-    """One random change. `kind` is the key it is written under; what stands behind the key becomes the fields."""
+    """One random change. `kind` is the key it is written under; what stands behind the key becomes the fields:
+    `fields_of` makes their mapping of it, `written` the other way round, `written_schema` the JSON schema from theirs.
+    """
 
     kind: ClassVar[str]
 
     @classmethod
     def fields_of(cls, written: Any) -> Any:
-        """The mapping of fields for what stands behind the key."""
         return written
 
     def written(self) -> Any:
-        """What stands behind the key for these fields."""
         return {name: getattr(self, name) for name in type(self).model_fields}
 
     @classmethod
     def written_schema(cls, fields: dict) -> dict:
-        """JSON schema of what stands behind the key, from that of the mapping of fields."""
         return fields
 
     @model_validator(mode="before")
@@ -46,22 +43,54 @@ class _Transform(Section):
 
 
 class _ListTransform(_Transform):
-    """Written as the list of its fields' values."""
+    """Written as the list of its fields' values, or as the value of its only field."""
 
     @classmethod
     def fields_of(cls, written: Any) -> dict:
         names = list(cls.model_fields)
-        if not isinstance(written, list) or len(written) != len(names):
+        values = [written] if len(names) == 1 else written
+        if not isinstance(values, list) or len(values) != len(names):
             raise ValueError(f"got {shown(written)}, expected [{', '.join(names)}]")
-        return dict(zip(names, written, strict=True))
+        return dict(zip(names, values, strict=True))
 
-    def written(self) -> list:
-        return [getattr(self, name) for name in type(self).model_fields]
+    def written(self) -> Any:
+        values = list(super().written().values())
+        return values if len(values) > 1 else values[0]
 
     @classmethod
     def written_schema(cls, fields: dict) -> dict:
         values = list(fields["properties"].values())
-        return {"type": "array", "prefixItems": values, "minItems": len(values), "maxItems": len(values)}
+        items = {"type": "array", "prefixItems": values, "minItems": len(values), "maxItems": len(values)}
+        return items if len(values) > 1 else dict(values[0])
+
+
+class _ShortTransform(_Transform):
+    """Written as the mapping of its fields, or short: as the first field alone, from which the others follow."""
+
+    short: ClassVar[str]  # what messages say is expected
+
+    @classmethod
+    def expanded(cls, written: Any) -> dict | None:
+        """The fields that the short way of writing stands for, None where it isn't one; by default a number > 0."""
+        is_short = isinstance(written, int | float) and not isinstance(written, bool) and written > 0
+        return {next(iter(cls.model_fields)): written} if is_short else None
+
+    @classmethod
+    def fields_of(cls, written: Any) -> dict:
+        fields = written if isinstance(written, dict) else cls.expanded(written)
+        if fields is None:
+            raise ValueError(f"got {shown(written)}, expected {cls.short}")
+        return fields
+
+    def written(self) -> Any:
+        fields = super().written()
+        first = next(iter(fields.values()))
+        is_short = self == type(self)(**self.expanded(first))
+        return (list(first) if isinstance(first, tuple) else first) if is_short else fields
+
+    @classmethod
+    def written_schema(cls, fields: dict) -> dict:
+        return {"anyOf": [next(iter(fields["properties"].values())), fields]}
 
 
 class ScaleJitter(_ListTransform):
@@ -78,42 +107,28 @@ class ScaleJitter(_ListTransform):
         return self
 
 
-class _Crop(_Transform):
-    """Written as the bare size where the other fields have their defaults."""
-
+class _Crop(_ShortTransform):
     kind = "random_crop"
+    short = "[height, width] or {size: [height, width], ..}"
     size: Size = Field(description="[height, width] of the window in pixels.")
 
     @classmethod
-    def fields_of(cls, written: Any) -> dict:
-        if isinstance(written, dict):
-            return written
-        if not isinstance(written, list) or len(written) != 2:
-            raise ValueError(f"got {shown(written)}, expected [height, width] or {{size: [height, width], ..}}")
-        return {"size": written}
-
-    def written(self) -> Any:
-        is_plain = self == type(self)(size=self.size)
-        return list(self.size) if is_plain else super().written()
-
-    @classmethod
-    def written_schema(cls, fields: dict) -> dict:
-        return {"anyOf": [fields["properties"]["size"], fields]}
+    def expanded(cls, written: Any) -> dict | None:
+        return {"size": written} if isinstance(written, list | tuple) and len(written) == 2 else None
 
 
 class RandomCrop(_Crop):
     """[height, width], or {size: [height, width]} with more keys: cuts out a window; small images are padded first."""
 
     elsewhere: ClassVar = {"min_visibility": "it is for task: detection"}
-    rare_classes: Strength = Field(
-        default=0.0,
-        description="Probability that the window is laid over a pixel of a class that the training split has few "
-        "pixels of, instead of anywhere.",
+    rare_classes: Share = Field(
+        0.0,
+        description="Probability that the window is laid over a pixel of a class that is rare in the training split.",
     )
-    max_class_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None,
-        description="Share of a window's labelled pixels that no class should exceed: up to 10 windows are tried; "
-        "null: any.",
+    max_class_share: Probability | None = Field(
+        None,
+        description="The most that one class should have of a window's labelled pixels, as a share: up to 10 windows "
+        "are tried; null: any.",
     )
 
 
@@ -121,10 +136,10 @@ class ObjectCrop(_Crop):
     """[height, width], or {size: [height, width]} with more keys: cuts out a window; small images are padded first."""
 
     elsewhere: ClassVar = dict.fromkeys(("rare_classes", "max_class_share"), "it is for task: segmentation")
-    min_visibility: Strength = Field(
-        default=0.1,
-        description="Share of an object's area (of its mask, where masks are read) that has to be in the window; of "
-        "which less is there is left out. Boxes are clipped to the window.",
+    min_visibility: Share = Field(
+        0.1,
+        description="Objects with a smaller visible share are dropped. It is the share of the mask's area, or of the "
+        "box's where no masks are read, that lies in the window. Boxes are clipped to the window.",
     )
 
 
@@ -136,95 +151,46 @@ class Resize(_ListTransform):
     width: Count = Field(description="Width in pixels.")
 
 
-class Flip(_Transform):
+class Flip(_ListTransform):
     """horizontal, vertical or both: mirrors half of the images, with `both` in each direction independently."""
 
     kind = "flip"
     direction: Literal["horizontal", "vertical", "both"] = Field(description="The direction.")
 
-    @classmethod
-    def fields_of(cls, written: Any) -> dict:
-        return {"direction": written}
 
-    def written(self) -> str:
-        return self.direction
-
-    @classmethod
-    def written_schema(cls, fields: dict) -> dict:
-        return dict(fields["properties"]["direction"])
-
-
-class Rotate90(_Transform):
-    """Probability with which an image is turned by 90, 180 or 270 degrees, each alike."""
+class Rotate90(_ListTransform):
+    """Probability with which an image is turned by 90, 180 or 270 degrees, all equally likely."""
 
     kind = "rotate90"
-    probability: Strength = Field(description="The probability; 0.75 makes all four positions alike.")
-
-    @classmethod
-    def fields_of(cls, written: Any) -> dict:
-        return {"probability": written}
-
-    def written(self) -> float:
-        return self.probability
-
-    @classmethod
-    def written_schema(cls, fields: dict) -> dict:
-        return dict(fields["properties"]["probability"])
+    probability: Share = Field(description="The probability; 0.75 makes all four positions equally likely.")
 
 
-class Elastic(_Transform):
-    """A standard deviation in pixels, or {sigma, grid}: moves what is seen by a smooth random field (U-Net paper)."""
+class Elastic(_ShortTransform):
+    """A standard deviation in pixels, or {sigma, grid}: bends images by a smooth random displacement (U-Net paper)."""
 
     kind = "elastic"
-    sigma: Positive = Field(default=10.0, description="Standard deviation of the grid's displacements in pixels.")
+    short = "a number of pixels > 0 or {sigma, grid}"
+    sigma: Positive = Field(10.0, description="Standard deviation of the displacements in pixels.")
     grid: Annotated[int, Field(ge=2)] = Field(
-        default=3, description="Displacements are drawn on a grid of this many by as many places, bicubic in between."
+        3, description="Displacements are drawn at grid x grid points, and interpolated bicubically in between."
     )
 
-    @classmethod
-    def fields_of(cls, written: Any) -> dict:
-        if isinstance(written, dict):
-            return written
-        if isinstance(written, bool) or not isinstance(written, int | float) or written <= 0:
-            raise ValueError(f"got {shown(written)}, expected a number of pixels > 0 or {{sigma, grid}}")
-        return {"sigma": float(written)}
 
-    def written(self) -> Any:
-        return self.sigma if self.grid == type(self).model_fields["grid"].default else super().written()
-
-    @classmethod
-    def written_schema(cls, fields: dict) -> dict:
-        return {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, fields]}
-
-
-class ColorJitter(_Transform):
+class ColorJitter(_ShortTransform):
     """How far colours are changed: {brightness, contrast, saturation, hue}, or a number s for [s, s, s, s / 10]."""
 
     kind = "color_jitter"
-    brightness: Strength = Field(default=0.0, description="Brightness changes by a factor of 1 - x to 1 + x.")
-    contrast: Strength = Field(default=0.0, description="Contrast changes by a factor of 1 - x to 1 + x.")
-    saturation: Strength = Field(default=0.0, description="Saturation changes by a factor of 1 - x to 1 + x.")
-    hue: float = Field(default=0.0, ge=0, le=0.5, description="Hue turns by -x to x, 1 being the full circle.")
+    short = "a number from 0 to 1 or {brightness, contrast, saturation, hue}"
+    brightness: Share = Field(0.0, description="Brightness changes by a factor of 1 - x to 1 + x.")
+    contrast: Share = Field(0.0, description="Contrast changes by a factor of 1 - x to 1 + x.")
+    saturation: Share = Field(0.0, description="Saturation changes by a factor of 1 - x to 1 + x.")
+    hue: float = Field(0.0, ge=0, le=0.5, description="Hue turns by -x to x, 1 being the full circle.")
 
     @classmethod
-    def fields_of(cls, written: Any) -> dict:
-        if isinstance(written, dict):
-            return written
-        if isinstance(written, bool) or not isinstance(written, int | float) or not 0 <= written <= 1:
-            raise ValueError(
-                f"got {shown(written)}, expected a number from 0 to 1 or {{brightness, contrast, saturation, hue}}"
-            )
+    def expanded(cls, written: Any) -> dict | None:
+        if not isinstance(written, int | float) or isinstance(written, bool) or not 0 <= written <= 1:
+            return None
         return {"brightness": written, "contrast": written, "saturation": written, "hue": written / 10}
-
-    def written(self) -> Any:
-        strength = self.brightness
-        if (self.contrast, self.saturation, self.hue) == (strength, strength, strength / 10):
-            return strength
-        return super().written()
-
-    @classmethod
-    def written_schema(cls, fields: dict) -> dict:
-        return {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, fields]}
 
 
 class Albumentations(_Transform):
@@ -232,31 +198,23 @@ class Albumentations(_Transform):
 
     kind = "albumentations"
     name: Text = Field(description="Name of the class in albumentations.")
-    arguments: dict[str, Any] = Field(default={}, description="Keyword arguments of the class.")
+    arguments: dict[str, Any] = Field({}, description="Keyword arguments of the class.")
 
 
 _ALL = (ScaleJitter, RandomCrop, ObjectCrop, Flip, Rotate90, Elastic, ColorJitter, Resize, Albumentations)
 
 
 def _kind_of(value: Any) -> str | None:
-    if isinstance(value, _ALL):
-        return value.kind
-    if isinstance(value, dict) and len(value) == 1:
-        (kind,) = value
-        return kind if kind in KINDS else None
-    return None
+    kind = next(iter(value)) if isinstance(value, dict) and len(value) == 1 else getattr(value, "kind", None)
+    return kind if kind in KINDS else None
 
 
-_KIND = Discriminator(_kind_of, custom_error_type="augmentation", custom_error_message="not one known key")
-_ForAllTasks = (
-    Annotated[ScaleJitter, Tag("scale_jitter")]
-    | Annotated[Flip, Tag("flip")]
-    | Annotated[Rotate90, Tag("rotate90")]
-    | Annotated[Elastic, Tag("elastic")]
-    | Annotated[ColorJitter, Tag("color_jitter")]
-    | Annotated[Resize, Tag("resize")]
-    | Annotated[Albumentations, Tag("albumentations")]
-)
-Transform = Annotated[_ForAllTasks | Annotated[RandomCrop, Tag("random_crop")], _KIND]
-ObjectTransform = Annotated[_ForAllTasks | Annotated[ObjectCrop, Tag("random_crop")], _KIND]
+def _one_of(*members: type[_Transform]) -> Any:
+    kind = Discriminator(_kind_of, custom_error_type="augmentation", custom_error_message="not one known key")
+    return Annotated[Union[tuple(Annotated[member, Tag(member.kind)] for member in members)], kind]  # noqa: UP007
+
+
+_FOR_ALL_TASKS = tuple(member for member in _ALL if not issubclass(member, _Crop))
+Transform = _one_of(*_FOR_ALL_TASKS, RandomCrop)
+ObjectTransform = _one_of(*_FOR_ALL_TASKS, ObjectCrop)
 KINDS = tuple(dict.fromkeys(member.kind for member in _ALL))

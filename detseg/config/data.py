@@ -1,10 +1,12 @@
 """What a config's data section may say, for each task and format."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, Tag, model_validator
 
-from detseg.fields import Byte, Color, Count, NotEmpty, Section, Several, Size, Text, written_as
+from detseg.fields import Byte, Color, Count, NotEmpty, Section, Several, Size, Text, checked, of_length, written_as
+
+Split = TypeVar("Split")
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -22,16 +24,16 @@ def _distinct_colours(palette: dict[str, tuple[int, int, int]]) -> dict[str, tup
     return palette
 
 
-ClassNames = Annotated[Several[Text], NotEmpty, AfterValidator(_distinct)]
-Renaming = Annotated[dict[Text, Text], NotEmpty]
 Classes = Annotated[
     Annotated[Literal["voc"], Tag("<text>")]
-    | Annotated[ClassNames, Tag("<list>")]
-    | Annotated[Renaming, Tag("<mapping>")],
+    | Annotated[Several[Text], NotEmpty, AfterValidator(_distinct), Tag("<list>")]
+    | Annotated[dict[Text, Text], NotEmpty, Tag("<mapping>")],
     written_as("null, voc, a list of class names or {name in the data: our name}"),
 ]
-Palette = Annotated[dict[Text, Color], NotEmpty, AfterValidator(_distinct_colours)] | None
 _PALETTE = "For colour masks, {class name: [red, green, blue]}, `ignore` being void; null: masks hold class indices."
+Palette = Annotated[
+    Annotated[dict[Text, Color], NotEmpty, AfterValidator(_distinct_colours)] | None, Field(description=_PALETTE)
+]
 
 
 class SidesResize(Section):
@@ -42,8 +44,7 @@ class SidesResize(Section):
 
     @model_validator(mode="after")
     def _ordered(self):
-        if self.shorter > self.longer:
-            raise ValueError(f"shorter is {self.shorter}, longer is {self.longer}: expected shorter <= longer")
+        self.refuse_unordered("shorter", "longer")
         return self
 
 
@@ -51,6 +52,10 @@ DataResize = Annotated[
     Annotated[Size, Tag("<list>")] | Annotated[SidesResize, Tag("<mapping>")],
     written_as("null, [height, width] or {shorter: PIXELS, longer: PIXELS}"),
 ]
+Ordered = checked(lambda values: values[0] < values[1], "[low, high] with low < high")
+ValueRange = Annotated[tuple[float, float], Field(strict=False), of_length("low", "high"), Ordered]
+NotSet = checked(lambda value: value is None, "null: the data set is given from Python", BeforeValidator)
+Null = Annotated[None, NotSet]
 
 
 class CocoSplit(Section):
@@ -72,81 +77,92 @@ class InstanceFolderSplit(Section):
     """One split of a data set of image folders beside folders of object numbers."""
 
     images: Text = Field(description="The folder of images, relative to data.root.")
-    instances: Text = Field(
-        description="The folder of PNGs, with the images' stems, in which a pixel is the number of its object, 0: none."
-    )
+    instances: Text = Field(description="Folder of PNGs with the images' stems: a pixel is its object's number, or 0.")
     masks: Text | None = Field(
-        default=None,
-        description="The folder of masks, with the images' stems, that hold the objects' classes; null: there is only "
-        "one class.",
+        None, description="Folder of masks with the images' stems: the objects' classes; null: there is only one."
     )
 
 
 _FORMAT = "Layout of the data set."
-_TRAIN = "The split to train on."
-_VAL = "The split that chooses the best weights."
-_TEST = "The split for the final score."
 
 
 class _Data(Section):
     format: str = Field(description=_FORMAT)
     root: Text = Field(description="Folder of the data set, relative to the working directory.")
     classes: Classes | None = Field(
-        default=None,
+        None,
         description="null: the data set's own classes; voc: those of PASCAL VOC, for segmentation with the background "
         "first; a list selects and orders classes; {name in the data: our name} renames them.",
     )
-    channels: Count = Field(default=3, description="Channels of an image; 3: RGB.")
+    channels: Count = Field(
+        3,
+        description="Channels of an image. 1 (grey), 3 (RGB) and 4 (RGB and alpha or near infrared) are made of one "
+        "another; any other number must be that of the files, which are multi-band TIFF or .npy then.",
+    )
+    value_range: ValueRange | None = Field(
+        None,
+        description="[low, high]: the files' values that become 0 and 255 of an image, such as [0, 4095] for 12 "
+        "bits; a value beyond them is an error. null: 0 to 255 or 65535 by the data type, 0 to 1 for floats.",
+    )
     resize: DataResize | None = Field(
-        default=None,
+        None,
         description="Size that every image gets, in every split and in predict: [height, width], or "
         "{shorter: PIXELS, longer: PIXELS} with the aspect ratio kept. Results are mapped back to the original size.",
     )
 
     @model_validator(mode="after")
     def _has_a_split(self):
-        if self.train is None and self.val is None and self.test is None:
+        if self.format != "custom" and self.train is None and self.val is None and self.test is None:
             raise ValueError("at least one of train, val and test has to be given")
         return self
 
 
-class _CocoFiles(Section):
-    format: Literal["coco"] = Field(description=_FORMAT)
-    train: CocoSplit | None = Field(default=None, description=_TRAIN)
-    val: CocoSplit | None = Field(default=None, description=_VAL)
-    test: CocoSplit | None = Field(default=None, description=_TEST)
+class _Splits(Section, Generic[Split]):
+    train: Split | None = Field(None, description="The split to train on.")
+    val: Split | None = Field(None, description="The split that chooses the best weights.")
+    test: Split | None = Field(None, description="The split for the final score.")
+
+
+class _NoFiles(Section):
+    format: Literal["custom"] = Field(description=_FORMAT)
+    root: Null = Field(None, description="Always null.")
+    classes: Null = Field(None, description="Always null: the data set has its own.")
+    train: Null = Field(None, description="Always null.")
+    val: Null = Field(None, description="Always null.")
+    test: Null = Field(None, description="Always null.")
 
 
 class _LabelData(_Data):
     elsewhere: ClassVar = dict.fromkeys(("voc_boxes", "on_bad_box", "masks"), "it is for task: detection")
-    ignore_label: Byte = Field(default=255, description="Mask value that is never trained or scored on.")
+    ignore_label: Byte = Field(255, description="Mask value that is never trained or scored on.")
 
 
-class VocSegmentationData(_LabelData):
+class VocSegmentationData(_Splits[Text], _LabelData):
     """A data set in the folders of PASCAL VOC, with segmentation masks."""
 
     format: Literal["voc-segmentation"] = Field(description=_FORMAT)
-    train: Text | None = Field(default=None, description="NAME of ImageSets/Segmentation/NAME.txt to train on.")
-    val: Text | None = Field(default=None, description="NAME of the split that chooses the best weights.")
-    test: Text | None = Field(default=None, description="NAME of the split for the final score.")
-    palette: Palette = Field(default=None, description=_PALETTE)
+    train: Text | None = Field(None, description="NAME of ImageSets/Segmentation/NAME.txt to train on.")
+    palette: Palette = None
 
 
-class CocoData(_CocoFiles, _LabelData):
+class CocoData(_Splits[CocoSplit], _LabelData):
     """A data set of COCO instances, painted to label maps."""
 
+    format: Literal["coco"] = Field(description=_FORMAT)
 
-class FolderData(_LabelData):
+
+class FolderData(_Splits[FolderSplit], _LabelData):
     """A data set of image folders beside mask folders."""
 
     format: Literal["folder"] = Field(description=_FORMAT)
-    train: FolderSplit | None = Field(default=None, description=_TRAIN)
-    val: FolderSplit | None = Field(default=None, description=_VAL)
-    test: FolderSplit | None = Field(default=None, description=_TEST)
-    palette: Palette = Field(default=None, description=_PALETTE)
+    palette: Palette = None
 
 
-SegmentationData = VocSegmentationData | CocoData | FolderData
+class CustomLabelData(_NoFiles, _LabelData):
+    """A data set of label maps that is given from Python, where no format of files is read."""
+
+
+SegmentationData = VocSegmentationData | CocoData | FolderData | CustomLabelData
 
 _NOT_FOR_BOXES = dict.fromkeys(("ignore_label", "palette"), "it is about label maps, for task: segmentation")
 
@@ -154,48 +170,49 @@ _NOT_FOR_BOXES = dict.fromkeys(("ignore_label", "palette"), "it is about label m
 class _BoxData(_Data):
     elsewhere: ClassVar = _NOT_FOR_BOXES
     on_bad_box: Literal["refuse", "drop"] = Field(
-        default="refuse",
+        "refuse",
         description="What becomes of boxes that are empty, negative, no numbers or more than a pixel outside of their "
         "image: refuse ends the run with their list; drop leaves them out and logs the list.",
     )
 
 
-class VocData(_BoxData):
+class VocData(_Splits[Text], _BoxData):
     """A data set in the folders of PASCAL VOC, with boxes in XML files."""
 
     format: Literal["voc"] = Field(description=_FORMAT)
-    train: Text | None = Field(default=None, description="NAME of ImageSets/Main/NAME.txt to train on.")
-    val: Text | None = Field(default=None, description="NAME of the split that chooses the best weights.")
-    test: Text | None = Field(default=None, description="NAME of the split for the final score.")
+    train: Text | None = Field(None, description="NAME of ImageSets/Main/NAME.txt to train on.")
     voc_boxes: Literal["inclusive", "continuous"] = Field(
-        default="inclusive",
+        "inclusive",
         description="What the numbers of a bndbox are. inclusive: the devkit's, the first and the last pixel of the "
         "object, counted from 1; continuous: the box's edges, counted from 0, as labelImg, CVAT and others write them.",
     )
     masks: bool = Field(
-        default=False,
-        description="Read the objects' masks from SegmentationObject too; the lists are those of "
-        "ImageSets/Segmentation then.",
+        False,
+        description="Read the objects' masks from SegmentationObject too, and the lists of ImageSets/Segmentation.",
     )
 
 
-class CocoBoxData(_CocoFiles, _BoxData):
+class CocoBoxData(_Splits[CocoSplit], _BoxData):
     """A data set of COCO instances."""
 
     elsewhere: ClassVar = {"voc_boxes": "COCO has only one kind of box", **_NOT_FOR_BOXES}
-    masks: bool = Field(default=False, description="Read the objects' masks too.")
+    format: Literal["coco"] = Field(description=_FORMAT)
+    masks: bool = Field(False, description="Read the objects' masks too.")
 
 
-class InstanceFolderData(_Data):
+class InstanceFolderData(_Splits[InstanceFolderSplit], _Data):
     """A data set of image folders beside folders of object numbers."""
 
     elsewhere: ClassVar = dict.fromkeys(("voc_boxes", "on_bad_box", "masks"), "boxes are those of the masks")
     format: Literal["folder"] = Field(description=_FORMAT)
-    train: InstanceFolderSplit | None = Field(default=None, description=_TRAIN)
-    val: InstanceFolderSplit | None = Field(default=None, description=_VAL)
-    test: InstanceFolderSplit | None = Field(default=None, description=_TEST)
-    ignore_label: Byte = Field(default=255, description="Value of the class masks where a pixel is no object's.")
-    palette: Palette = Field(default=None, description=_PALETTE)
+    ignore_label: Byte = Field(255, description="Value of the class masks where a pixel is no object's.")
+    palette: Palette = None
 
 
-DetectionData = VocData | CocoBoxData | InstanceFolderData
+class CustomData(_NoFiles, _Data):
+    """A data set of objects that is given from Python, where no format of files is read."""
+
+    elsewhere: ClassVar = _NOT_FOR_BOXES
+
+
+DetectionData = VocData | CocoBoxData | InstanceFolderData | CustomData

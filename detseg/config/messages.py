@@ -22,23 +22,16 @@ _TYPES = {
     "bool_type": "true or false",
     "tuple_type": "a list",
     "dict_type": "a mapping",
+    "none_required": "null",
 }
-_BOUNDS = {
-    "greater_than": (">", "gt"),
-    "greater_than_equal": (">=", "ge"),
-    "less_than": ("<", "lt"),
-    "less_than_equal": ("<=", "le"),
-}
+_BOUNDS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
 
 
 def explain(error: ValidationError, tree: Node, schema: Any) -> list[str]:
     """One line for each mistake that was found in `tree`. schema: the model that it was checked by, or a union."""
     roots, lines = _models_in(schema), []
     for mistake in error.errors():
-        location = mistake["loc"]
-        if mistake["type"] == "extra_forbidden":  # its last part is the user's word, not the schema's
-            location = location[:-1]
-        path, owner, models = _follow(location, roots)
+        path, owner, models = _follow(mistake, roots)
         more_path, text = _text(mistake, path, owner, models, roots)
         path += more_path
         if not isinstance(tree.nearest(path[:-1]).value, dict | list):  # {flip: sideways}: its field is no key
@@ -50,14 +43,15 @@ def explain(error: ValidationError, tree: Node, schema: Any) -> list[str]:
     return lines
 
 
-def _follow(location: tuple, roots: list[type[BaseModel]]) -> tuple[tuple, type[BaseModel], list[type[BaseModel]]]:
-    """Path in the file of a location of pydantic's; the model whose key it is; the models that its value may be.
+def _follow(mistake: dict, roots: list[type[BaseModel]]) -> tuple[tuple, type[BaseModel], list[type[BaseModel]]]:
+    """Path in the file of pydantic's location; the model whose key it is; the models that its value may be.
 
     A location also names, after every choice among models or forms, the choice that was taken.
     """
     path: tuple = ()
     owner, models = roots[0], roots
-    for part in location:
+    # The last part of an unknown key's location is the user's word, not the schema's.
+    for part in mistake["loc"][:-1] if mistake["type"] == "extra_forbidden" else mistake["loc"]:
         if part in FORMS:
             continue
         if isinstance(part, str) and len(models) > 1:
@@ -82,16 +76,12 @@ def _names(model: type[BaseModel]) -> tuple:
     """The values of task, name, format or kind that stand for this model."""
     if hasattr(model, "kind"):
         return (model.kind,)
-    fields = model.model_fields
-    key = next((key for key in ("task", "name", "format") if key in fields), None)
-    return get_args(fields[key].annotation) if key else ()
+    keys = [key for key in ("task", "name", "format") if key in model.model_fields]
+    return get_args(model.model_fields[keys[0]].annotation) if keys else ()
 
 
 def _other_task(mistake: dict, path: tuple, roots: list, word: Any, words_of: Callable) -> str | None:
-    """The task whose configs know `word` at `path`, where the task of this config doesn't.
-
-    words_of:  function of a model: the words, keys or names, that it knows.
-    """
+    """The task whose models at `path` know `word` (`words_of` a model), where those of this config's task don't."""
     if len(path) > 1 or not mistake["loc"]:
         return None
     tasks: list = []
@@ -107,12 +97,10 @@ def _text(mistake: dict, path: tuple, owner: type[BaseModel], models: list, root
     """What is wrong and what was expected; before it, the rest of the path if the mistake lies deeper than `path`."""
     kind, value, context = mistake["type"], mistake["input"], mistake.get("ctx", {})
     if kind == "extra_forbidden":
-        key = mistake["loc"][-1]
-        section = models[0]
-        if key in section.elsewhere:
-            return (key,), f"unknown key; {section.elsewhere[key]}"
+        key, section = mistake["loc"][-1], models[0]
         task = _other_task(mistake, path, roots, key, lambda model: model.model_fields)
-        return (key,), f"unknown key; {f'it is for task: {task}' if task else _instead(key, section.model_fields)}"
+        advice = f"it is for task: {task}" if task else _instead(key, section.model_fields)
+        return (key,), f"unknown key; {section.elsewhere.get(key, advice)}"
     if kind == "missing":
         return (), _missing(owner.model_fields[path[-1]])
     if kind in ("union_tag_not_found", "union_tag_invalid"):
@@ -138,9 +126,8 @@ def _text(mistake: dict, path: tuple, owner: type[BaseModel], models: list, root
 
 def _expected(kind: str, value: Any, context: dict, models: list) -> str:
     if kind in _BOUNDS:
-        sign, key = _BOUNDS[kind]
-        number = "a number" if isinstance(context[key], float) else "a whole number"
-        return f"{number} {sign} {context[key]:.10g}"
+        (bound,) = context.values()
+        return f"{'a number' if isinstance(bound, float) else 'a whole number'} {_BOUNDS[kind]} {bound:.10g}"
     if kind == "string_type" and isinstance(value, int | float):
         return f"text; in quotes if that is what is meant: '{value}'"
     if kind in ("model_type", "model_attributes_type"):
@@ -158,7 +145,7 @@ def _missing(field: Any) -> str:
 
 
 def _not_among(value: Any, choices: list) -> str:
-    close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
+    close = difflib.get_close_matches(str(value), map(str, choices), n=1)
     return f"got {shown(value)}, {_one_of(choices)}" + (f"; did you mean {close[0]!r}?" if close else "")
 
 
@@ -168,5 +155,5 @@ def _one_of(choices: Iterable) -> str:
 
 
 def _instead(key: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1)
+    close = difflib.get_close_matches(key, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"

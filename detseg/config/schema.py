@@ -8,7 +8,7 @@ from detseg.config.augmentation import ObjectTransform, Transform
 from detseg.config.data import DetectionData, SegmentationData
 from detseg.config.train import Train
 from detseg.detection.options import DetectionModel
-from detseg.fields import Count, NotEmpty, NotNegative, Positive, Section, Several, Text
+from detseg.fields import Count, NotEmpty, NotNegative, Positive, Probability, Section, Several, Text
 from detseg.segmentation.options import CrossEntropy, Loss, SegmentationModel
 
 
@@ -16,10 +16,10 @@ class TTA(Section):
     """What evaluate and predict do with --tta: probabilities averaged over views of each image."""
 
     scales: Annotated[Several[Positive], NotEmpty] = Field(
-        default=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), description="Factors on the image's size; by default DeepLabv3's."
+        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), description="Factors on the image's size; by default DeepLabv3's."
     )
     flip: Literal["none", "horizontal", "dihedral"] = Field(
-        default="horizontal",
+        "horizontal",
         description="horizontal: each scale is also seen mirrored left to right; dihedral: turned and mirrored in all "
         "8 ways, for images without an upright position.",
     )
@@ -41,21 +41,19 @@ class InstanceScores(Section):
     """Average precision of objects that are cut out of the label map."""
 
     method: Literal["components", "watershed"] = Field(
-        default="components",
+        "components",
         description="components: connected pixels are one object; watershed: these are cut at their narrow places.",
     )
-    threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.5, description="Probability from which a pixel belongs to an object."
-    )
-    min_pixels: Count = Field(default=1, description="Objects of fewer pixels are left out.")
+    threshold: Probability = Field(0.5, description="Probability from which a pixel belongs to an object.")
+    min_pixels: Count = Field(1, description="Objects of fewer pixels are left out.")
 
 
 class Evaluation(Section):
     """Scores beside mIoU, computed by tools/evaluate.py."""
 
-    boundary: BoundaryScores | None = Field(default=None, description="Boundary F-score; null: not computed.")
-    em: EMScores | None = Field(default=None, description="V_rand, V_info, Rand and pixel error; null: not computed.")
-    instances: InstanceScores | None = Field(default=None, description="AP of instances; null: not computed.")
+    boundary: BoundaryScores | None = Field(None, description="Boundary F-score; null: not computed.")
+    em: EMScores | None = Field(None, description="V_rand, V_info, Rand and pixel error; null: not computed.")
+    instances: InstanceScores | None = Field(None, description="AP of instances; null: not computed.")
 
 
 _TASK = "What is learnt."
@@ -72,16 +70,16 @@ class SegmentationConfig(Section):
     """Everything that a run of semantic segmentation depends on."""
 
     task: Literal["segmentation"] = Field(description=_TASK)
-    seed: Seed = Field(default=0, description=_SEED)
+    seed: Seed = Field(0, description=_SEED)
     data: SegmentationData = Field(discriminator="format", description=_DATA)
-    augmentation: Several[Transform] = Field(default=(), description=_AUGMENTATION)
+    augmentation: Several[Transform] = Field((), description=_AUGMENTATION)
     model: SegmentationModel = Field(discriminator="name", description=_MODEL)
     loss: Annotated[Several[Loss], NotEmpty] = Field(
-        default=(CrossEntropy(name="cross_entropy"),), description="The losses; their sum is trained on."
+        (CrossEntropy(name="cross_entropy"),), description="The losses; their sum is trained on."
     )
     train: Train = Field(description=_TRAIN)
-    tta: TTA = Field(default=TTA(), description="Test-time augmentation, where --tta asks for it.")
-    evaluation: Evaluation = Field(default=Evaluation(), description="Scores beside mIoU.")
+    tta: TTA = Field(TTA(), description="Test-time augmentation, where --tta asks for it.")
+    evaluation: Evaluation = Field(Evaluation(), description="Scores beside mIoU.")
 
 
 class DetectionConfig(Section):
@@ -92,11 +90,30 @@ class DetectionConfig(Section):
         "retinanet, model.focal_alpha and model.focal_gamma",
     }
     task: Literal["detection"] = Field(description=_TASK)
-    seed: Seed = Field(default=0, description=_SEED)
+    seed: Seed = Field(0, description=_SEED)
     data: DetectionData = Field(discriminator="format", description=_DATA)
-    augmentation: Several[ObjectTransform] = Field(default=(), description=_AUGMENTATION)
+    augmentation: Several[ObjectTransform] = Field((), description=_AUGMENTATION)
     model: DetectionModel = Field(discriminator="name", description=_MODEL)
     train: Train = Field(description=_TRAIN)
 
 
 Config = SegmentationConfig | DetectionConfig
+
+
+class SegmentationTruth(Section):
+    """What of a config says where the ground truth of semantic segmentation is."""
+
+    task: Literal["segmentation"] = Field(description=_TASK)
+    data: SegmentationData = Field(discriminator="format", description=_DATA)
+    model: None = None
+
+
+class DetectionTruth(Section):
+    """What of a config says where the ground truth of detection is."""
+
+    task: Literal["detection"] = Field(description=_TASK)
+    data: DetectionData = Field(discriminator="format", description=_DATA)
+    model: None = None
+
+
+Truth = SegmentationTruth | DetectionTruth

@@ -1,18 +1,25 @@
 """Reads a config file into a tree that knows where each value was written, with its bases and the --set overrides."""
 
+import copy
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from detseg.errors import UserError
 from detseg.fields import shown
+from detseg.segmentation.options import FCNName
+
+# What a config inherits from where its files don't say: the defaults that --set and child files can reach into.
+_SCHEDULE = {"train": {"schedule": {"name": "constant"}}}
+_DEFAULTS = {"segmentation": {"loss": [{"name": "cross_entropy"}], **_SCHEDULE}, "detection": _SCHEDULE}
 
 _CHOICE_KEYS = ("name", "format")  # the keys that decide which other keys a mapping has
+_SAME_KEYS = get_args(FCNName)  # the names with which it has the same
 
 _FLOAT = re.compile(r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$")
 # First character, pattern: YAML 1.2's core schema. 1.1, which PyYAML speaks by itself, reads 1e-4 as text, the class
@@ -56,13 +63,8 @@ class Node:
 
     def nearest(self, path: Sequence[str | int]) -> "Node":
         """The node at `path`, or the last one on the way to it."""
-        node = self
-        for part in path:
-            child = node.child(str(part))
-            if child is None:
-                break
-            node = child
-        return node
+        child = self.child(str(path[0])) if path else None
+        return self if child is None else child.nearest(path[1:])
 
     def child(self, key: str) -> "Node | None":
         if isinstance(self.value, dict):
@@ -92,10 +94,10 @@ class _Loader(yaml.SafeLoader):
     def scalar(self, node: yaml.ScalarNode) -> Any:
         try:
             value = self.construct_object(node)
+            if value in (float("inf"), float("-inf")):
+                raise ValueError(f"{node.value} is too large for a number")
         except ValueError as error:  # Python refuses whole numbers of more than 4300 digits
             raise _Refused(problem=str(error), problem_mark=node.start_mark) from error
-        if value in (float("inf"), float("-inf")):
-            raise _Refused(problem=f"{node.value} is too large for a number", problem_mark=node.start_mark)
         return value
 
 
@@ -123,33 +125,31 @@ def to_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 
-def read_tree(
-    path: str | os.PathLike,
-    overrides: Sequence[str],
-    defaults: dict[str, dict],
-    take_same_keys: Callable[[str, str], bool],
-) -> tuple[Node, list[str]]:
-    """The tree of the config at `path`, and the mistakes found that didn't keep it from being read.
-
-    defaults:        {task: the lists and mappings that its configs have even where no file names them}.
-    take_same_keys:  says of two names whether mappings of those names have the same keys (see `_merge`).
-    Raises UserError where a file can't be read at all or `base` leads nowhere.
-    """
+def read_tree(source: str | os.PathLike | Mapping, overrides: Sequence[str]) -> tuple[Node, list[str]]:
+    """The tree of a config and the mistakes found so far; UserError where a file or a base can't be read at all."""
     problems: list[str] = []
-    tree = _read_with_bases(Path(path), (), problems, take_same_keys)
+    if isinstance(source, Mapping):
+        tree = _from_plain(source, Place("config"))
+        if tree.value.pop("base", None) is not None:
+            problems.append(tree.place.problem(("base",), "the base can be named in a file only"))
+    elif isinstance(source, str | os.PathLike):
+        tree = _read_with_bases(Path(source), (), problems)
+    else:
+        expected = "the path of a YAML file or a mapping of its keys"
+        raise UserError(f"config: got {type(source).__name__}, expected {expected}")
     of_task = [text for text in overrides if text.partition("=")[0].strip() == "task"]  # decide on the defaults
     for text in of_task:
         tree = _override(tree, text, problems)
     task = tree.child("task")
-    if task is not None and isinstance(task.value, str):
-        tree = _with_defaults(tree, defaults.get(task.value, {}))
+    if task is not None:
+        tree = _with_defaults(tree, _DEFAULTS.get(str(task.value), {}))
     for text in overrides:
         if text not in of_task:
             tree = _override(tree, text, problems)
     return tree, problems
 
 
-def _read_with_bases(path: Path, children: tuple[Path, ...], problems: list[str], take_same_keys) -> Node:
+def _read_with_bases(path: Path, children: tuple[Path, ...], problems: list[str]) -> Node:
     node = _read_file(path, problems)
     base = node.value.pop("base", None)
     if base is None:
@@ -162,15 +162,18 @@ def _read_with_bases(path: Path, children: tuple[Path, ...], problems: list[str]
         circle = " -> ".join(str(file) for file in (*children, parent))
         raise UserError(base.place.problem(("base",), f"the files inherit from each other in a circle: {circle}"))
     if not parent.is_file():
-        raise UserError(
-            base.place.problem(("base",), f"there is no file {parent} (the path is relative to the file that names it)")
-        )
-    return _merge(_read_with_bases(parent, children, problems, take_same_keys), node, take_same_keys)
+        text = f"there is no file {parent} (the path is relative to the file that names it)"
+        raise UserError(base.place.problem(("base",), text))
+    return _merge(_read_with_bases(parent, children, problems), node)
 
 
 def _read_file(path: Path, problems: list[str]) -> Node:
     try:
         text = path.read_bytes().decode("utf-8-sig")
+        node = _parse(text, Place(str(path)), (), problems)
+    except (yaml.YAMLError, RecursionError) as error:
+        line, reason = _explain(error, text)
+        raise UserError(f"{path}{f':{line}' if line else ''}: {reason}") from None
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such config file") from None
     except IsADirectoryError:
@@ -180,11 +183,6 @@ def _read_file(path: Path, problems: list[str]) -> Node:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line}: this is not UTF-8 text; save the file as UTF-8") from None
-    try:
-        node = _parse(text, Place(str(path)), lambda mark: Place(f"{path}:{mark.line + 1}"), (), problems)
-    except (yaml.YAMLError, RecursionError) as error:
-        line, reason = _explain(error, text)
-        raise UserError(f"{path}{f':{line}' if line else ''}: {reason}") from None
     if node is None:
         raise UserError(f"{path}: the file is empty; expected the keys of a config")
     if not isinstance(node.value, dict):
@@ -192,36 +190,36 @@ def _read_file(path: Path, problems: list[str]) -> Node:
     return node
 
 
-def _parse(text: str, place: Place, place_at: Callable, path: tuple, problems: list[str]) -> Node | None:
+def _parse(text: str, source: Place, path: tuple, problems: list[str]) -> Node | None:
+    """The tree of YAML `text`, the value at `path` of a config; None if there is nothing in it."""
     loader = _Loader(text)
+
+    def place_of(node: yaml.Node) -> Place:
+        return source if source.names is not None else Place(f"{source.label}:{node.start_mark.line + 1}")
+
+    def tree(node: yaml.Node, place: Place, path: tuple) -> Node:
+        if isinstance(node, yaml.ScalarNode):
+            return Node(loader.scalar(node), place)
+        if isinstance(node, yaml.SequenceNode):
+            return Node([tree(item, place_of(item), (*path, i)) for i, item in enumerate(node.value)], place)
+        mapping, lines = {}, {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _Refused(problem="a key has to be plain text", problem_mark=key_node.start_mark)
+            key, here = key_node.value, place_of(key_node)  # as written: a class may be called `no` or `1`
+            value = tree(value_node, here, (*path, key))
+            if key in mapping:
+                first = f"line {lines[key]}" if here.names is None else "the same value"
+                problems.append(here.problem((*path, key), f"the key is written twice; first in {first}"))
+                continue
+            mapping[key], lines[key] = value, key_node.start_mark.line + 1
+        return Node(mapping, place)
+
     try:
         root = loader.get_single_node()
-        return None if root is None else _from_yaml(root, place, place_at, path, loader, problems)
+        return None if root is None else tree(root, source, path)
     finally:
         loader.dispose()
-
-
-def _from_yaml(node: yaml.Node, place: Place, place_at: Callable, path: tuple, loader: _Loader, problems) -> Node:
-    if isinstance(node, yaml.ScalarNode):
-        return Node(loader.scalar(node), place)
-    if isinstance(node, yaml.SequenceNode):
-        items = [
-            _from_yaml(item, place_at(item.start_mark), place_at, (*path, i), loader, problems)
-            for i, item in enumerate(node.value)
-        ]
-        return Node(items, place)
-    mapping, lines = {}, {}
-    for key_node, value_node in node.value:
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise _Refused(problem="a key has to be plain text", problem_mark=key_node.start_mark)
-        key, here = key_node.value, place_at(key_node.start_mark)  # as written: a class may be called `no` or `1`
-        value = _from_yaml(value_node, here, place_at, (*path, key), loader, problems)
-        if key in mapping:
-            first = f"line {lines[key]}" if here.names is None else "the same value"
-            problems.append(here.problem((*path, key), f"the key is written twice; first in {first}"))
-            continue
-        mapping[key], lines[key] = value, key_node.start_mark.line + 1
-    return Node(mapping, place)
 
 
 def _explain(error: Exception, text: str) -> tuple[int | None, str]:
@@ -238,73 +236,61 @@ def _explain(error: Exception, text: str) -> tuple[int | None, str]:
     return mark.line + 1 if mark else None, reason
 
 
-def _merge(parent: Node, child: Node, take_same_keys: Callable[[str, str], bool]) -> Node:
-    """`child` over `parent`: mappings merge key by key; lists and scalars of the child replace the parent's.
-
-    A mapping that the child gives another `name` (or `format`) replaces the parent's whole, since the parent's keys
-    were meant for another thing; unless both names take the same keys (fcn32s, fcn16s, fcn8s), then it merges.
-    """
+def _merge(parent: Node, child: Node) -> Node:
+    """`child` over `parent`, by the rules that `load_config` tells."""
     if not (isinstance(parent.value, dict) and isinstance(child.value, dict)):
         return child
     for key in _CHOICE_KEYS:
         if key in parent.value and key in child.value:
             old, new = parent.value[key].value, child.value[key].value
-            if old != new and not take_same_keys(old, new):
+            if old != new and not (old in _SAME_KEYS and new in _SAME_KEYS):
                 source = parent.value[key].place.label
                 note = f"the {key} is no longer {old!r} ({source}), so nothing of that mapping is inherited"
                 return replace(child, note=note)
     merged = dict(parent.value)
     for key, node in child.value.items():
-        merged[key] = _merge(merged[key], node, take_same_keys) if key in merged else node
+        merged[key] = _merge(merged[key], node) if key in merged else node
     return Node(merged, child.place, parent.note)
 
 
 def _override(tree: Node, text: str, problems: list[str]) -> Node:
     """`tree` with one override "a.b=c": exactly the value at a.b is replaced, c being YAML."""
     label = f"--set {' '.join(text.split())}"
-    place = Place(label)
     dotted, equals, value_text = text.partition("=")
     path = tuple(part.strip() for part in dotted.split("."))
-    if not equals or not all(path):
-        problems.append(place.problem((), "expected KEY=VALUE, with dots between nested keys, as in train.epochs=10"))
-        return tree
-    if path == ("base",):
-        problems.append(place.problem((), "the base can be named in a file only"))
-        return tree
     place = Place(label, path)
     try:
-        value = _parse(value_text, place, lambda mark: place, path, problems)
-    except (yaml.YAMLError, RecursionError) as error:
-        problems.append(place.problem((), _explain(error, value_text)[1]))
-        return tree
-    if value is None:
-        problems.append(place.problem((), "there is no value after '='; write null for none, '' for empty text"))
-        return tree
-    try:
+        if not equals or not all(path):
+            raise LookupError("expected KEY=VALUE, with dots between nested keys, as in train.epochs=10")
+        if path == ("base",):
+            raise LookupError("the base can be named in a file only")
+        value = _parse(value_text, place, path, problems)
+        if value is None:
+            raise LookupError("there is no value after '='; write null for none, '' for empty text")
         return _with_value(tree, path, (), value)
     except LookupError as error:
-        problems.append(place.problem((), error.args[0]))
-        return tree
+        reason = error.args[0]
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = _explain(error, value_text)[1]
+    problems.append(place.problem((), reason))
+    return tree
 
 
 def _with_value(node: Node, path: tuple[str, ...], done: tuple[str, ...], value: Node) -> Node:
     """`node` with `value` at `path` below it; mappings on the way are made where there are none."""
     if not path:
         return value
-    key, rest, here = path[0], path[1:], (*done, path[0])
-    if isinstance(node.value, list):
-        if node.child(key) is None:
-            count = len(node.value)
-            numbers = f"its items are numbered 0 to {count - 1}" if count else "the list is empty"
-            raise LookupError(f"{'.'.join(done)} has no item {key!r}; {numbers}")
-        items = list(node.value)
-        items[int(key)] = _with_value(items[int(key)], rest, here, value)
-        return replace(node, value=items)
-    if not isinstance(node.value, dict) and node.value is not None:
+    key, child = path[0], node.child(path[0])
+    if isinstance(node.value, list) and child is None:
+        count = len(node.value)
+        numbers = f"its items are numbered 0 to {count - 1}" if count else "the list is empty"
+        raise LookupError(f"{'.'.join(done)} has no item {key!r}; {numbers}")
+    if not isinstance(node.value, dict | list | None):
         raise LookupError(f"{'.'.join(done)} is {shown(node.value)} and holds no {key!r}")
-    mapping = dict(node.value or {})
-    mapping[key] = _with_value(mapping.get(key, Node({}, value.place)), rest, here, value)
-    return replace(node, value=mapping)
+    children = copy.copy(node.value or {})
+    index = int(key) if isinstance(children, list) else key
+    children[index] = _with_value(child or Node({}, value.place), path[1:], (*done, key), value)
+    return replace(node, value=children)
 
 
 def _with_defaults(node: Node, defaults: dict) -> Node:
@@ -319,8 +305,8 @@ def _with_defaults(node: Node, defaults: dict) -> Node:
 
 
 def _from_plain(value: Any, place: Place) -> Node:
-    if isinstance(value, dict):
-        return Node({key: _from_plain(item, place) for key, item in value.items()}, place)
-    if isinstance(value, list):
+    if isinstance(value, Mapping):
+        return Node({str(key): _from_plain(item, place) for key, item in value.items()}, place)
+    if isinstance(value, list | tuple):
         return Node([_from_plain(item, place) for item in value], place)
-    return Node(value, place)
+    return Node(os.fspath(value) if isinstance(value, os.PathLike) else value, place)

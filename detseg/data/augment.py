@@ -1,34 +1,43 @@
 """Augmentation presets: functions of a sample and a random generator."""
 
 import dataclasses
+import functools
+import inspect
+import os
+import threading
+import warnings
 
 import cv2
 import numpy as np
 
-from detseg import config as schema
-from detseg.data.albumentations_step import create_albumentations_step
+from detseg.config import augmentation as schema
 from detseg.data.elastic import elastic_maps, move_image, move_labels
-from detseg.data.objects import MIN_VISIBILITY
-
-# The ImageNet mean colour, so that padding is near zero after every backbone's normalisation.
-_RGB_FILL = (124, 116, 104)
-_GREY_FILL = 117
+from detseg.data.objects import MIN_VISIBILITY, clip_boxes
+from detseg.data.pixels import cut_window, in_parts
+from detseg.errors import UserError
 
 _CROP_TRIES = 10  # as cat_max_ratio in MMSegmentation
-
 _FLIP_AXES = {"horizontal": (1,), "vertical": (0,), "both": (1, 0)}
-# ITU-R BT.601 luma, as in cv2.cvtColor.
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in cv2.cvtColor
 
 
 def create_augmentation(items, ignore_label, class_pixels=None):
     """The steps of a config's `augmentation` section as one function (Sample, numpy Generator) -> Sample.
 
-    class_pixels:  int (K,), pixels of each class in the training split, which random_crop's rare_classes goes by.
+    class_pixels:  int (K,), pixels of each class in the training split, by which random_crop chooses rare classes.
     The result depends on the sample and the generator's state only. Label maps are never interpolated; what an image is
     padded with has label ignore_label.
     """
-    steps = [_STEPS[type(item)](item, ignore_label, class_pixels) for item in items]
+    steps = []
+    for item in items:
+        if isinstance(item, schema.Albumentations):
+            steps.append(_albumentations_step(item, ignore_label, class_pixels))
+        elif isinstance(item, schema.RandomCrop):
+            steps.append(functools.partial(_random_crop, item, ignore_label, class_pixels))
+        elif isinstance(item, schema.ObjectCrop):
+            steps.append(functools.partial(_object_crop, item, ignore_label))
+        else:
+            steps.append(functools.partial(_STEPS[type(item)], item))
 
     def augment(sample, rng):
         for step in steps:
@@ -39,8 +48,8 @@ def create_augmentation(items, ignore_label, class_pixels=None):
 
 
 def fill_colour(channels):
-    """What images of so many channels are padded with."""
-    return _RGB_FILL if channels == 3 else _GREY_FILL
+    """What images are padded with: ImageNet's mean, so that it is near zero after every backbone's normalisation."""
+    return (124, 116, 104) if channels == 3 else 117
 
 
 def resize_sample(sample, height, width):
@@ -61,13 +70,7 @@ def resize_image(image, height, width):
         return image
     shrinks = height <= image.shape[0] and width <= image.shape[1]
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    parts = [  # cv2 takes at most four channels, and drops the axis of a single one
-        cv2.resize(image[..., start : start + 4], (width, height), interpolation=interpolation).reshape(
-            height, width, -1
-        )
-        for start in range(0, image.shape[2], 4)
-    ]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+    return in_parts(lambda part: cv2.resize(part, (width, height), interpolation=interpolation), image)
 
 
 def resized_size(resize, height, width):
@@ -80,68 +83,42 @@ def resized_size(resize, height, width):
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _scale_jitter(item, ignore_label, class_pixels):
-    def step(sample, rng):
-        scale = rng.uniform(item.low, item.high)
-        height, width = sample.image.shape[:2]
-        return resize_sample(sample, max(1, round(height * scale)), max(1, round(width * scale)))
-
-    return step
+def _scale_jitter(item, sample, rng):
+    scale = rng.uniform(item.low, item.high)
+    height, width = sample.image.shape[:2]
+    return resize_sample(sample, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
-def _resize(item, ignore_label, class_pixels):
-    return lambda sample, rng: resize_sample(sample, item.height, item.width)
-
-
-def _random_crop(item, ignore_label, class_pixels):
-    """Cuts a window at a random place; what is too small is padded, at random shares on both sides."""
-
-    def draw_starts(sample, rng):
+def _random_crop(item, ignore_label, class_pixels, sample, rng):
+    label_map = sample.label_map
+    for _ in range(_CROP_TRIES):
         pixel = None
-        if item.rare_classes and rng.random() < item.rare_classes and sample.label_map is not None:
-            pixel = _pixel_of_rare_class(sample.label_map, class_pixels, rng)
-        return _window_starts(sample.image.shape[:2], item.size, pixel, rng)
-
-    def step(sample, rng):
-        for _ in range(_CROP_TRIES):
-            starts = draw_starts(sample, rng)
-            if item.max_class_share is None or sample.label_map is None:
-                break
-            label_map = _window(sample.label_map, starts, item.size, ignore_label)
-            if _largest_class_share(label_map, ignore_label) <= item.max_class_share:
-                break
-        return _cropped(sample, starts, item.size, ignore_label)
-
-    return step
+        if item.rare_classes and rng.random() < item.rare_classes and label_map is not None:
+            pixel = _pixel_of_rare_class(label_map, class_pixels, rng)
+        starts = _window_starts(sample.image.shape[:2], item.size, pixel, rng)
+        if item.max_class_share is None or label_map is None:
+            break
+        window = cut_window(label_map, starts, item.size, ignore_label)
+        if _largest_class_share(window, ignore_label) <= item.max_class_share:
+            break
+    return _cropped(sample, starts, item.size, ignore_label)
 
 
-def _object_crop(item, ignore_label, class_pixels):
-    """Cuts a window at a random place, with the objects of which enough is in it."""
-
-    def step(sample, rng):
-        starts = _window_starts(sample.image.shape[:2], item.size, None, rng)
-        return _cropped(sample, starts, item.size, ignore_label, item.min_visibility)
-
-    return step
+def _object_crop(item, ignore_label, sample, rng):
+    starts = _window_starts(sample.image.shape[:2], item.size, None, rng)
+    return _cropped(sample, starts, item.size, ignore_label, item.min_visibility)
 
 
 def _cropped(sample, starts, size, ignore_label, min_visibility=MIN_VISIBILITY):
-    """The window of `size` that starts at (row, column) `starts`; padding has the mean colour and the ignore label."""
-    label_map, instance_ids, objects = sample.label_map, sample.instance_ids, sample.objects
-    return dataclasses.replace(
-        sample,
-        image=_window(sample.image, starts, size, fill_colour(sample.image.shape[2])),
-        label_map=None if label_map is None else _window(label_map, starts, size, ignore_label),
-        instance_ids=None if instance_ids is None else _window(instance_ids, starts, size, 0),
-        objects=None if objects is None else objects.cropped(starts, size, min_visibility),
+    return sample.with_image(
+        cut_window(sample.image, starts, size, fill_colour(sample.image.shape[2])),
+        lambda labels: cut_window(labels, starts, size, ignore_label if labels is sample.label_map else 0),
+        lambda objects: objects.cropped(starts, size, min_visibility),
     )
 
 
 def _window_starts(image_size, window_size, pixel, rng):
-    """A random (row, column) at which a window starts, among those where it has `pixel` in it, if that isn't None.
-
-    A negative start lies in the padding.
-    """
+    """A random (row, column) at which a window starts that contains `pixel`, if any; negative ones lie in padding."""
     starts = []
     for axis, (old, new) in enumerate(zip(image_size, window_size, strict=True)):
         low, high = min(0, old - new), max(0, old - new)
@@ -171,90 +148,52 @@ def _largest_class_share(label_map, ignore_label):
     return counts.max() / counts.sum() if counts.any() else 1.0
 
 
-def _window(array, starts, size, fill):
-    """The window of `size` that starts at (row, column) `starts`, filled where it leaves the array."""
-    (row, column), (height, width) = starts, size
-    inside = array[max(row, 0) : row + height, max(column, 0) : column + width]
-    if inside.shape[:2] == size:
-        return np.ascontiguousarray(inside)
-    window = np.empty((height, width, *array.shape[2:]), array.dtype)
-    window[:] = fill
-    top, left = max(-row, 0), max(-column, 0)
-    window[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
-    return window
+def _flip(item, sample, rng):
+    flipped = [axis for axis in _FLIP_AXES[item.direction] if rng.random() < 0.5]
+    if not flipped:
+        return sample
+    size = sample.image.shape[:2]
+    return _rearranged(sample, lambda array: np.flip(array, flipped), lambda objects: objects.flipped(flipped, size))
 
 
-def _flip(item, ignore_label, class_pixels):
-    """Each direction for itself with probability one half."""
-    axes = _FLIP_AXES[item.direction]
-
-    def step(sample, rng):
-        flipped = [axis for axis in axes if rng.random() < 0.5]
-        if not flipped:
-            return sample
-
-        def mirror(array):
-            return np.ascontiguousarray(np.flip(array, flipped))
-
-        size = sample.image.shape[:2]
-        return sample.with_image(mirror(sample.image), mirror, lambda objects: objects.flipped(flipped, size))
-
-    return step
+def _rotate90(item, sample, rng):
+    if rng.random() >= item.probability:
+        return sample
+    turns, size = int(rng.integers(1, 4)), sample.image.shape[:2]
+    return _rearranged(sample, lambda array: np.rot90(array, turns), lambda objects: objects.turned(turns, size))
 
 
-def _rotate90(item, ignore_label, class_pixels):
-    def step(sample, rng):
-        if rng.random() >= item.probability:
-            return sample
-        turns = int(rng.integers(1, 4))
-
-        def turn(array):
-            return np.ascontiguousarray(np.rot90(array, turns))
-
-        size = sample.image.shape[:2]
-        return sample.with_image(turn(sample.image), turn, lambda objects: objects.turned(turns, size))
-
-    return step
+def _rearranged(sample, move, move_objects):
+    """The sample with all pixels in other places; move is a function of arrays."""
+    moved = lambda array: np.ascontiguousarray(move(array))  # noqa: E731
+    return sample.with_image(moved(sample.image), moved, move_objects)
 
 
-def _elastic(item, ignore_label, class_pixels):
-    def step(sample, rng):
-        maps = elastic_maps(*sample.image.shape[:2], rng, item.grid, item.sigma)
-        return sample.with_image(
-            move_image(sample.image, maps),
-            lambda labels: move_labels(labels, maps),
-            lambda objects: objects.deformed(maps),
-        )
-
-    return step
+def _elastic(item, sample, rng):
+    maps = elastic_maps(*sample.image.shape[:2], rng, item.grid, item.sigma)
+    return sample.with_image(
+        move_image(sample.image, maps),
+        lambda labels: move_labels(labels, maps),
+        lambda objects: objects.deformed(maps),
+    )
 
 
-def _color_jitter(item, ignore_label, class_pixels):
+def _color_jitter(item, sample, rng):
     """Brightness, contrast, saturation and hue as one affine map of colours, so that values are clipped once only."""
-
-    def step(sample, rng):
-        brightness, contrast, saturation = (
-            rng.uniform(1 - strength, 1 + strength) for strength in (item.brightness, item.contrast, item.saturation)
-        )
-        hue = rng.uniform(-item.hue, item.hue)
-        image = sample.image
-        mean = brightness * float(image.mean())
-        gain, offset = brightness * contrast, mean * (1 - contrast)
-        if image.shape[2] == 3:
-            matrix = gain * _saturation_matrix(saturation) @ _hue_matrix(hue)  # (3, 3)
-            affine = np.concatenate([matrix, np.full((3, 1), offset)], axis=1).astype(np.float32)
-            jittered = cv2.transform(image, affine)
-        else:
-            table = np.clip(np.rint(np.arange(256) * gain + offset), 0, 255).astype(np.uint8)
-            jittered = table[image]
-        return dataclasses.replace(sample, image=jittered)
-
-    return step
-
-
-def _saturation_matrix(saturation):
-    """Blends a colour with its luma."""
-    return saturation * np.eye(3) + (1 - saturation) * np.tile(_LUMA, (3, 1))
+    brightness, contrast, saturation = (
+        rng.uniform(1 - strength, 1 + strength) for strength in (item.brightness, item.contrast, item.saturation)
+    )
+    hue = rng.uniform(-item.hue, item.hue)
+    image = sample.image
+    mean = brightness * float(image.mean())
+    gain, offset = brightness * contrast, mean * (1 - contrast)
+    if image.shape[2] == 3:
+        blend = saturation * np.eye(3) + (1 - saturation) * np.tile(_LUMA, (3, 1))  # of a colour with its luma
+        matrix = gain * blend @ _hue_matrix(hue)  # (3, 3)
+        affine = np.concatenate([matrix, np.full((3, 1), offset)], axis=1).astype(np.float32)
+        return dataclasses.replace(sample, image=cv2.transform(image, affine))
+    table = np.clip(np.rint(np.arange(256) * gain + offset), 0, 255).astype(np.uint8)
+    return dataclasses.replace(sample, image=table[image])
 
 
 def _hue_matrix(turns):
@@ -265,14 +204,87 @@ def _hue_matrix(turns):
     return np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * np.outer(axis, axis)
 
 
+def _albumentations_step(item, ignore_label, class_pixels):
+    """Any albumentations transform by its own name; what it pads is ignored unless its arguments say otherwise."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for a newer version
+    import albumentations
+
+    where = f"augmentation: albumentations {item.name}"
+    known = {ignore_label, *range(256 if class_pixels is None else len(class_pixels))}
+    transform = getattr(albumentations, item.name, None)
+    if not (isinstance(transform, type) and issubclass(transform, albumentations.BasicTransform)):
+        raise UserError(f"{where}: albumentations {albumentations.__version__} has no transform of this name")
+    arguments = dict(item.arguments)
+    fill_mask = inspect.signature(transform).parameters.get("fill_mask")
+    if fill_mask is not None and fill_mask.default is not None:  # None: the transform leaves masks alone
+        arguments.setdefault("fill_mask", ignore_label)
+
+    @functools.lru_cache  # one for each thread of the loader, because a Compose holds its random state
+    def create_compose(with_boxes, thread):
+        form = {"label_fields": ["index"], "clip": True, "min_visibility": MIN_VISIBILITY}
+        boxes = albumentations.BboxParams("pascal_voc", **form) if with_boxes else None
+        more = {"bbox_params": boxes, "additional_targets": {"instance_ids": "mask"}}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # how albumentations reports an unknown argument
+                return albumentations.Compose([transform(**arguments)], **more)
+        except (TypeError, ValueError, UserWarning) as error:
+            raise UserError(f"{where}: {str(error).splitlines()[0]}. Arguments given: {item.arguments}") from error
+
+    # Wrong arguments are told here, before training starts.
+    moves_boxes = "bboxes" in create_compose(False, threading.get_ident()).transforms[0].targets
+
+    def step(sample, rng):
+        with_boxes = moves_boxes and sample.objects is not None
+        compose = create_compose(with_boxes, threading.get_ident())
+        compose.set_random_seed(int(rng.integers(2**31)))
+        try:
+            result = compose(**_targets(sample, with_boxes))
+        except Exception as error:  # a target that it needs, or can't move; transforms raise whatever they like
+            raise UserError(f"{where}: {sample.name}: {(str(error) or repr(error)).splitlines()[0]}") from error
+        image = np.ascontiguousarray(result["image"])
+        changed, size = {"image": image}, image.shape[:2]
+        if image.dtype != np.uint8 or image.shape[2:] != sample.image.shape[2:]:
+            raise UserError(f"{where}: turned an image into {image.dtype} {image.shape}, expected uint8 as before")
+        if sample.label_map is not None:
+            changed["label_map"] = labels = result["mask"]
+            if labels.shape != size:
+                raise UserError(f"{where}: made an image of {size} with a label map of {labels.shape}")
+            strange = set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - known
+            if strange:
+                raise UserError(f"{where}: {sample.name}: label {min(strange)} is that of no class")
+        if sample.instance_ids is not None:
+            is_fill = result["mask"] == ignore_label  # fill_mask is no id
+            changed["instance_ids"] = np.where(is_fill, 0, result["instance_ids"]).astype(np.int32)
+        if with_boxes:
+            boxes = clip_boxes(np.asarray(result["bboxes"], np.float32).reshape(-1, 4), size)
+            has_masks = sample.objects.masks is not None
+            masks = np.asarray(result.get("masks", ()), np.uint8).reshape(-1, *size) if has_masks else None
+            changed["objects"] = sample.objects.placed(np.asarray(result["index"], int), boxes, masks)
+        return dataclasses.replace(sample, **changed)
+
+    return step
+
+
+def _targets(sample, with_boxes):
+    targets = {"image": np.ascontiguousarray(sample.image)}
+    if sample.label_map is not None:
+        targets["mask"] = np.ascontiguousarray(sample.label_map)
+    if sample.instance_ids is not None:
+        targets["instance_ids"] = sample.instance_ids.astype(np.float32)  # OpenCV moves no int32
+    if with_boxes:
+        # The index says whose a box is: labels come back as floats, and padding by reflection doubles boxes.
+        targets |= {"bboxes": sample.objects.boxes, "index": np.arange(len(sample.objects))}
+        if sample.objects.masks is not None and len(sample.objects):
+            targets["masks"] = sample.objects.masks
+    return targets
+
+
 _STEPS = {
     schema.ScaleJitter: _scale_jitter,
-    schema.RandomCrop: _random_crop,
-    schema.ObjectCrop: _object_crop,
     schema.Flip: _flip,
     schema.Rotate90: _rotate90,
     schema.Elastic: _elastic,
     schema.ColorJitter: _color_jitter,
-    schema.Resize: _resize,
-    schema.Albumentations: create_albumentations_step,
+    schema.Resize: lambda item, sample, rng: resize_sample(sample, item.height, item.width),
 }

@@ -1,8 +1,11 @@
 """Batches of images with objects, padded to one of a few shapes, so that few shapes are compiled."""
 
+import itertools
+
 import numpy as np
 
 from detseg.data.augment import fill_colour, resized_size
+from detseg.data.pixels import cut_window
 from detseg.errors import UserError
 
 STRIDE = 32  # of a backbone's coarsest map
@@ -16,38 +19,34 @@ def shape_buckets(resize, final_size, image_sizes=None, largest_scale=1.0, is_tu
     image_sizes:    N (height, width) of the split; needed where both of these are None.
     largest_scale:  by how much augmentation enlarges images at most after that, from 1 on.
     is_turned:      bool, whether it may swap height and width after that.
-    Returns         tuple of (height, width), multiples of 32, by rising area. Where sides are limited to `shorter` and
-                    `longer`, each image fits one that is as short on one side; the last is for batches of both
-                    orientations.
+    Returns         tuple of (height, width), multiples of 32, by rising area. Under `shorter` and `longer` there are
+                    shapes for upright and for lying images; the last and largest holds a batch of both.
     """
     if final_size is None and resize is not None and not hasattr(resize, "shorter"):
         final_size = resize
     if final_size is not None:
-        height, width = (_rounded_up(round(side * largest_scale)) for side in final_size)
-        longer = max(height, width)
-        shapes = {(height, width), (width, height), (longer, longer)} if is_turned else {(height, width)}
-        return tuple(sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape)))
-    if resize is not None:
+        sides = final_size
+    elif resize is not None:
         sides = resize.shorter, resize.longer
     else:
         sides = max(min(size) for size in image_sizes), max(max(size) for size in image_sizes)
-    short, long = (_rounded_up(round(side * largest_scale)) for side in sides)
-    middle = _rounded_up((short + long) / 2)
-    shapes = {(short, short), (short, middle), (middle, short), (short, long), (long, short), (long, long)}
+    first, second = (_rounded_up(round(side * largest_scale)) for side in sides)
+    longer, middle = max(first, second), _rounded_up((first + second) / 2)
+    shapes = {(first, second)}
+    if final_size is None or is_turned:
+        shapes |= {(second, first), (longer, longer)}
+    if final_size is None:
+        shapes |= {(first, first), (first, middle), (middle, first)}
     return tuple(sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape)))
 
 
 def bucket_for(sizes, buckets, names=None):
-    """The first of `buckets` (`shape_buckets`) that holds images of all these sizes, N (height, width).
-
-    names:  N str for the message of the UserError that it raises where none does.
-    """
+    """The first of `buckets` that holds images of all these sizes, N (height, width), or UserError with their names."""
     for bucket in buckets:
-        if all(_fits(size, bucket) for size in sizes):
+        if np.less_equal(sizes, bucket).all():
             return bucket
-    names = names or ["an image"] * len(sizes)
-    images = list(zip(names, sizes, strict=True))
-    too_large = [image for image in images if not any(_fits(image[1], bucket) for bucket in buckets)]
+    images = list(zip(names or ["an image"] * len(sizes), sizes, strict=True))
+    too_large = [(name, size) for name, size in images if not np.less_equal(size, buckets).all(axis=1).any()]
     described = ", ".join(f"{name}: {height}x{width} pixels" for name, (height, width) in too_large or images)
     raise UserError(
         f"{described}: fits none of the shapes of training batches, {_listed(buckets)}: augmentation enlarges it too "
@@ -56,18 +55,14 @@ def bucket_for(sizes, buckets, names=None):
 
 
 def single_image_shape(resize, size):
-    """The (height, width) to which one image of `size`, as data.resize makes it, is padded for prediction: as in
-    training where data.resize limits sides, to multiples of 32 otherwise."""
+    """The (height, width) to which one image of `size`, as data.resize makes it, is padded for prediction."""
     if hasattr(resize, "shorter"):
         return bucket_for([size], shape_buckets(resize, None))
     return tuple(_rounded_up(side) for side in size)
 
 
 def bucket_groups(image_sizes, resize, buckets):
-    """int (N,): the index of the smallest bucket for each image of N sizes, at the size that data.resize gives it.
-
-    Batches of one group are padded least: see `detseg.data.sampling.Passes`.
-    """
+    """int (N,): the index of the smallest bucket for each image of N sizes, at the size that data.resize gives it."""
     if len(buckets) == 1:
         return np.zeros(len(image_sizes), int)
     indices = {size: buckets.index(bucket_for([resized_size(resize, *size)], buckets)) for size in set(image_sizes)}
@@ -75,25 +70,17 @@ def bucket_groups(image_sizes, resize, buckets):
 
 
 def describe_buckets(buckets, groups, batch_size):
-    """One line of text: which shapes training batches can have, each of which is compiled once.
-
-    groups:  of `bucket_groups`, or None where augmentation changes sizes, so that all may occur.
-    """
+    """One line of text: which shapes training batches can have. groups: None where augmentation changes sizes."""
     if groups is None:
         return f"batches have up to {len(buckets)} shapes (height x width): {_listed(buckets)}"
     shares = np.bincount(groups, minlength=len(buckets)) / len(groups)  # (buckets,)
-    present = [bucket for bucket, share in zip(buckets, shares, strict=True) if share]
-    shapes = dict.fromkeys(present, "mixed batches only")
-    if batch_size > 1:
-        shapes |= {bucket_for([a, b], buckets): "mixed batches only" for a in present for b in present}
-    shapes |= {bucket: f"{share:.1%} of the images" for bucket, share in zip(buckets, shares, strict=True) if share}
+    present = {bucket: f"{share:.1%} of the images" for bucket, share in zip(buckets, shares, strict=True) if share}
+    pairs = itertools.product(present, repeat=2) if batch_size > 1 else ()
+    shapes = {bucket_for(pair, buckets): "mixed batches only" for pair in pairs} | present
     if len(shapes) == 1:
         return f"batches have one shape (height x width): {_listed(shapes)}"
     listed = ", ".join(f"{_listed([bucket])} ({shapes[bucket]})" for bucket in buckets if bucket in shapes)
     return f"batches have up to {len(shapes)} shapes (height x width): {listed}"
-
-
-# ----- batches -------------------------------------------------------------------------------------------------------
 
 
 def object_arrays(sample):
@@ -105,17 +92,20 @@ def object_arrays(sample):
 def object_batch(samples, buckets, max_objects):
     """B tuples of `object_arrays` as x and y of Model.fit.
 
-    buckets:      of `shape_buckets`; images lie at the top left of the smallest that holds all of them, and the rest
-                  has the mean colour.
+    buckets:      of `shape_buckets`; images lie at the top left of the smallest that holds all of them.
     max_objects:  G >= 1, room for the objects of an image.
     Returns       images uint8 (B, height, width, C), and a dict of "boxes" float32 (B, G, 4), "labels" int32 (B, G),
                   -1 where there is no object, "is_crowd" bool (B, G), and "image_sizes" float32 (B, 2), the height and
                   width of the image inside.
-    Raises        UserError if an image has more objects or fits no bucket.
     """
     names, images, boxes, labels, is_crowd = zip(*samples, strict=True)
     sizes = [image.shape[:2] for image in images]
-    _check_counts(names, labels, max_objects)
+    for name, of_image in zip(names, labels, strict=True):
+        if len(of_image) > max_objects:
+            raise UserError(
+                f"{name}: it has {len(of_image)} objects, but model.max_objects leaves room for {max_objects}. Set it "
+                f"to {len(of_image)} or more, or to null: the training split's largest number"
+            )
     return padded_images(images, bucket_for(sizes, buckets, names)), {
         "boxes": _padded(boxes, max_objects, np.float32, 0),
         "labels": _padded(labels, max_objects, np.int32, -1),
@@ -124,26 +114,9 @@ def object_batch(samples, buckets, max_objects):
     }
 
 
-def _check_counts(names, labels, max_objects):
-    for name, of_image in zip(names, labels, strict=True):
-        if len(of_image) > max_objects:
-            raise UserError(
-                f"{name}: it has {len(of_image)} objects, but model.max_objects leaves room for {max_objects}. Set it "
-                f"to {len(of_image)} or more, or to null: the training split's largest number"
-            )
-
-
 def padded_images(images, shape):
     """uint8 (B, height, width, C) of B images of up to this shape."""
-    channels = images[0].shape[2]
-    batch = np.empty((len(images), *shape, channels), np.uint8)
-    fill = fill_colour(channels)
-    for padded, image in zip(batch, images, strict=True):
-        height, width = image.shape[:2]
-        padded[:height, :width] = image
-        padded[:height, width:] = fill
-        padded[height:] = fill
-    return batch
+    return np.stack([cut_window(image, (0, 0), shape, fill_colour(image.shape[2])) for image in images])
 
 
 def _padded(arrays, length, dtype, fill):
@@ -154,13 +127,8 @@ def _padded(arrays, length, dtype, fill):
     return batch
 
 
-def _rounded_up(side):
-    """To a multiple of the stride."""
+def _rounded_up(side):  # to a multiple of the stride
     return -(-int(np.ceil(side)) // STRIDE) * STRIDE
-
-
-def _fits(size, bucket):
-    return size[0] <= bucket[0] and size[1] <= bucket[1]
 
 
 def _listed(shapes):

@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +20,14 @@ VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-BUILT_IN = {"voc": VOC_CLASSES}
+Selection = str | Sequence[str] | Mapping[str, str] | None  # see `select_classes`
+Palette = Mapping[str | int, Sequence[int]] | None  # see `index_palette`
 
 
 def read_class_names(path, most=LARGEST_CLASS_COUNT):
-    """Names of a classes.txt: one a line, the first is index 0.
+    """Names of a classes.txt, tuple of str: one a line, the first is index 0. Blank lines at the end are allowed.
 
-    most:       classes that there may be, None: any number.
-    Returns     tuple of str, stripped. A byte order mark and blank lines at the end are allowed.
-    Raises      UserError with the line's number for a blank line, a name given twice, or text that isn't UTF-8.
+    most:  classes that there may be, None: any number.
     """
     path = Path(path)
     try:
@@ -53,28 +52,29 @@ def read_class_names(path, most=LARGEST_CLASS_COUNT):
 
 
 def index_class_names(root, classes):
-    """What the indices of a folder's masks mean, and where that is said.
-
-    root:       the data set's folder; its classes.txt names the indices.
-    classes:    the config's data.classes; "voc" names them where there is no classes.txt.
-    Returns     (tuple of names, the source for messages).
-    """
-    path = Path(root) / CLASSES_FILE
-    if isinstance(classes, str) and classes not in BUILT_IN:
-        raise UserError(f"data.classes: {classes!r}, expected 'voc', a list of names or {{source name: our name}}")
+    """What masks' indices mean, by a folder's classes.txt or data.classes: (tuple of names, their source's name)."""
+    path, built_in = Path(root) / CLASSES_FILE, _built_in(classes)
+    if built_in and not path.exists():
+        return built_in, f"data.classes: {classes}"
     if not path.exists():
-        if isinstance(classes, str):
-            return BUILT_IN[classes], f"data.classes: {classes}"
         raise UserError(
             f"{path}: no such file: it names the class indices of the masks, one a line (line 1 is index 0). "
             "Write it, or set data.classes to 'voc' if the masks have Pascal VOC's indices"
         )
     names = read_class_names(path)
-    if isinstance(classes, str) and names != BUILT_IN[classes]:
-        raise UserError(
-            f"data.classes: {classes!r}, but {path} names other classes. Set data.classes to null to use it"
-        )
+    if built_in and names != built_in:
+        raise UserError(f"data.classes: 'voc', but {path} names other classes. Set data.classes to null to use it")
     return names, str(path)
+
+
+def object_class_names(root, classes):
+    """As `index_class_names`, less the background; (None, None) where nothing names the classes but annotations."""
+    path, built_in = Path(root) / CLASSES_FILE, _built_in(classes)
+    if built_in:
+        return list(built_in[1:]), f"data.classes: {classes}"
+    if path.exists():
+        return [name for name in read_class_names(path, most=None) if name.lower() != BACKGROUND], str(path)
+    return None, None
 
 
 def select_classes(source_names, selection, ignore_label, source):
@@ -89,46 +89,44 @@ def select_classes(source_names, selection, ignore_label, source):
                     classes that end with the same name are one class, at the place of the first of them.
     source:         says in messages where the source's names come from.
     Returns         (tuple of K names, uint8 (256,) table: source label -> our label; ignore_label stays itself).
-    Raises          UserError for names that the source doesn't have, doubles, or an ignore label on a selected class.
     """
-    if selection is None or isinstance(selection, str):
-        names, ours = tuple(source_names), list(range(len(source_names)))
-    elif isinstance(selection, Mapping):
-        _check_known(selection, source_names, source)
-        renamed = [selection.get(name, name) for name in source_names]
-        names = tuple(dict.fromkeys(renamed))
-        ours = [names.index(name) for name in renamed]
-    else:
-        names, ours = _selected(source_names, tuple(selection), source)
+    names, ours = select_object_classes(source_names, selection, source)
+    if None in ours:  # a list that doesn't name every class
+        # The source's own background, if it has one, is meant even when the list leaves it out.
+        background = next((name for name in (*names, *source_names) if name.lower() == BACKGROUND), BACKGROUND)
+        names = names if background in names else (background, *names)
+        rest = names.index(background)
+        ours = [names.index(name) if name in names else rest for name in source_names]
     table = np.full(256, ignore_label, np.uint8)
     table[: len(ours)] = ours
-    on_ignore_label = [index for index, our in enumerate(ours) if our == ignore_label and index != ignore_label]
-    if on_ignore_label:
+    if any(our == ignore_label and index != ignore_label for index, our in enumerate(ours)):
         raise UserError(
             f"data.ignore_label: {ignore_label} is also the index of class {names[ignore_label]!r} after "
-            "data.classes. Order the classes otherwise, or use an ignore label outside of "
-            f"0..{len(names) - 1}"
+            f"data.classes. Order the classes otherwise, or use an ignore label outside of 0..{len(names) - 1}"
         )
     table[ignore_label] = ignore_label
     return names, table
 
 
 def select_object_classes(source_names, selection, source):
-    """Our classes of objects and what becomes of the source's. There is no background among them.
+    """As `select_classes`, of objects, which have no background: classes that a list doesn't name are left out.
 
-    source_names, selection, source: as in `select_classes`, but of a list, which selects and orders, the others are
-                    left out.
-    Returns         (tuple of K names, list: of each of the source's classes our label, or None where it's left out).
-    Raises          UserError for names that the source doesn't have, and doubles.
+    Returns     (tuple of K names, list: of each of the source's classes our label, or None where it's left out).
     """
     if selection is None or isinstance(selection, str):
         return tuple(source_names), list(range(len(source_names)))
-    _check_known(selection, source_names, source)
+    if not selection:
+        raise UserError("data.classes: empty; list at least one class or set it to null")
+    for name in selection:
+        if name not in source_names:
+            raise UserError(f"data.classes: {name!r} is not {not_among(source_names, name, source)}")
     if isinstance(selection, Mapping):
         renamed = [selection.get(name, name) for name in source_names]
         names = tuple(dict.fromkeys(renamed))
         return names, [names.index(name) for name in renamed]
-    _check_distinct(selection)
+    doubles = [name for name, count in Counter(selection).items() if count > 1]
+    if doubles:
+        raise UserError(f"data.classes: {doubles[0]!r} is listed twice")
     label_of = {name: label for label, name in enumerate(selection)}
     return tuple(selection), [label_of.get(name) for name in source_names]
 
@@ -140,7 +138,6 @@ def index_palette(palette, source_names, ignore_label, source):
                     stands for ignore_label.
     source_names:   names of the labels 0..N-1; source says in messages where they come from.
     Returns         {label: (red, green, blue)} or None.
-    Raises          UserError for keys that the source doesn't have, and for colours that are no colours or not unique.
     """
     if palette is None:
         return None
@@ -163,30 +160,11 @@ def index_palette(palette, source_names, ignore_label, source):
     return labels
 
 
-def _selected(source_names, listed, source):
-    _check_known(listed, source_names, source)
-    _check_distinct(listed)
-    background = [name for name in listed if name.lower() == BACKGROUND]
-    if not background and set(listed) != set(source_names):
-        # The source's own background, if it has one, is meant even when the list leaves it out.
-        background = [name for name in source_names if name.lower() == BACKGROUND] or [BACKGROUND]
-        listed = (background[0], *listed)
-    rest = listed.index(background[0]) if background else None
-    return listed, [listed.index(name) if name in listed else rest for name in source_names]
-
-
-def _check_distinct(listed):
-    doubles = [name for name, count in Counter(listed).items() if count > 1]
-    if doubles:
-        raise UserError(f"data.classes: {doubles[0]!r} is listed twice")
-
-
-def _check_known(names, source_names, source):
-    if not names:
-        raise UserError("data.classes: empty; list at least one class or set it to null")
-    for name in names:
-        if name not in source_names:
-            raise UserError(f"data.classes: {name!r} is not {not_among(source_names, name, source)}")
+def _built_in(classes):
+    """The names that "voc" stands for; None for other kinds of data.classes."""
+    if isinstance(classes, str) and classes != "voc":
+        raise UserError(f"data.classes: {classes!r}, expected 'voc', a list of names or {{source name: our name}}")
+    return VOC_CLASSES if isinstance(classes, str) else None
 
 
 def not_among(source_names, name, source):

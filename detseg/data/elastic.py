@@ -1,15 +1,16 @@
-"""Elastic deformation as in the U-Net paper, of images with their labels, masks and boxes.
+"""Elastic deformation as in the U-Net paper: `elastic_maps` draws it, the others move one kind of array each by it.
 
-`elastic_maps` draws a deformation; the functions beside it move one kind of array each by it. All of them look
-backward: the moved image shows at each pixel what the image has at the source coordinates of the maps, and beyond its
-border the mirrored image goes on.
+The moved image shows at each pixel what the image, mirrored beyond its border, has at the maps' source coordinates.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import cv2
 import numpy as np
 
+from detseg.data.pixels import in_parts
+
+_remap = partial(cv2.remap, borderMode=cv2.BORDER_REFLECT_101)
 _POINTS_PER_SIDE = 16  # of a box's outline: the displacement between two of them is a straight line to about 0.1 px
 # Each step takes this share of what is missing. With the whole of it, steps diverge where the deformation shrinks the
 # image to less than half; with this, they don't down to about a third.
@@ -22,10 +23,8 @@ def elastic_maps(height, width, rng, grid=3, sigma=10.0):
 
     Displacement vectors are drawn from a normal distribution at grid x grid nodes and interpolated bicubically
     (Keys 1981) to every pixel. The outermost nodes are the centres of the image's corner pixels, so the nodes of the
-    paper's 3 x 3 grid are the corners, the middles of the sides and the centre. Beyond the outermost nodes the
-    interpolation takes their displacement to go on.
+    paper's 3 x 3 grid are the corners, the middles of the sides and the centre.
 
-    rng:    numpy Generator; the maps are a function of its state.
     grid:   nodes along each axis, at least 2.
     sigma:  standard deviation of a displacement along each axis, in pixels. The image folds over itself where the
             displacement changes by more than a pixel a pixel: rarely while nodes are more than 6 sigma apart.
@@ -35,8 +34,7 @@ def elastic_maps(height, width, rng, grid=3, sigma=10.0):
     rows, columns = _cubic_weights(height, grid), _cubic_weights(width, grid)  # (H, grid), (W, grid)
     dx, dy = rng.normal(0, sigma, (2, grid, grid)).astype(np.float32)
     # Not by @, whose BLAS has threads of its own: on a busy machine they wait for each other, up to 16 ms a call.
-    map_x = np.einsum("hi,iw->hw", rows, np.einsum("ij,wj->iw", dx, columns))
-    map_y = np.einsum("hi,iw->hw", rows, np.einsum("ij,wj->iw", dy, columns))
+    map_x, map_y = (np.einsum("hi,iw->hw", rows, np.einsum("ij,wj->iw", d, columns)) for d in (dx, dy))
     map_x += np.arange(width, dtype=np.float32)
     map_y += np.arange(height, dtype=np.float32)[:, None]
     return map_x, map_y
@@ -45,29 +43,25 @@ def elastic_maps(height, width, rng, grid=3, sigma=10.0):
 def move_image(image, maps):
     """uint8 (H, W, C), any C, by `elastic_maps`: interpolated bilinearly."""
     if image.shape[2] == 3:  # by way of four channels: cv2 5 takes half the time for them, and cv2 4 the same
-        return cv2.cvtColor(_remap(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), maps, cv2.INTER_LINEAR), cv2.COLOR_RGBA2RGB)
-    return _remap(image, maps, cv2.INTER_LINEAR).reshape(image.shape)  # cv2 drops the axis of a single channel
+        moved = _remap(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), *maps, cv2.INTER_LINEAR)
+        return cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB)
+    return in_parts(lambda part: _remap(part, *maps, cv2.INTER_LINEAR), image)
 
 
 def move_labels(labels, maps):
     """Class indices or instance ids, uint8, uint16 or int32 (H, W), by `elastic_maps`: those of the nearest pixel."""
-    return _remap(labels, maps, cv2.INTER_NEAREST)
+    return _remap(labels, *maps, cv2.INTER_NEAREST)
 
 
 def move_masks(masks, maps):
     """Instance masks, uint8 (N, H, W), by `elastic_maps`: those of the nearest pixel."""
-    moved = np.empty_like(masks)
-    for mask, out in zip(masks, moved, strict=True):
-        out[:] = move_labels(mask, maps)
-    return moved
+    return np.array([move_labels(mask, maps) for mask in masks], masks.dtype).reshape(masks.shape)
 
 
 def move_boxes(boxes, maps):
-    """The boxes around the moved outlines of boxes, where no masks tell more (see `boxes_of_masks`).
+    """The boxes around the moved outlines of boxes, both float32 (N, 4), where no masks tell more.
 
-    boxes:   float32 (N, 4), x1 y1 x2 y2.
-    Returns  float32 (N, 4), clipped to the image: a box that has left it has no width or no height. Mirrored copies
-             beyond the border are not enclosed.
+    They are clipped to the image: one that has left it has no width or no height. Mirrored copies aren't enclosed.
     """
     if not len(boxes):
         return boxes
@@ -82,32 +76,19 @@ def move_boxes(boxes, maps):
     return np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], axis=1)
 
 
-def boxes_of_masks(masks):
-    """The boxes around the pixels of instance masks, uint8 (N, H, W): float32 (N, 4), zeros where a mask is empty."""
-    boxes = [cv2.boundingRect(mask) for mask in masks]  # x, y, width, height
-    x, y, width, height = np.array(boxes, np.float32).reshape(-1, 4).T
-    return np.stack([x, y, x + width, y + height], axis=1)
-
-
 @lru_cache(maxsize=64)  # a fifth of a deformation's time; loaders crop to one size
 def _cubic_weights(size, grid):
-    """Weights of the nodes at the centres of `size` pixels along one axis, float32 (size, grid), by cubic convolution
-    (Keys 1981, eq. 15). Not to be written to.
-    """
+    """Weights of nodes at the pixel centres of one axis, float32 (size, grid), by cubic convolution (Keys, eq. 15)."""
     positions = np.linspace(0, grid - 1, size, dtype=np.float32)[:, None]
     distances = np.abs(positions - np.arange(-1, grid + 1, dtype=np.float32))  # (size, grid + 2): a node more each side
     near = (1.5 * distances - 2.5) * distances**2 + 1
     far = ((2.5 - 0.5 * distances) * distances - 4) * distances + 2
     weights = np.where(distances < 1, near, np.where(distances < 2, far, np.float32(0)))
-    weights[:, 1] += weights[:, 0]
+    weights[:, 1] += weights[:, 0]  # beyond the outermost nodes their displacement goes on
     weights[:, -2] += weights[:, -1]
     weights = weights[:, 1:-1]
     weights.flags.writeable = False
     return weights
-
-
-def _remap(array, maps, interpolation):
-    return cv2.remap(array, *maps, interpolation, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def _targets(x, y, maps):

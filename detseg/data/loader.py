@@ -1,110 +1,93 @@
-"""The loader: threads that read, augment and batch samples, on grain. The only file that knows grain.
-
-Order and augmentation are functions of the seed and the position, whatever the number of threads.
-"""
+"""The loader: threads that read, augment and batch samples, on grain. The only file that knows grain."""
 
 import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-import cv2
 import grain
 import keras
 import numpy as np
 
 from detseg.data.sampling import Passes
 from detseg.errors import UserError
+from detseg.process import loader_threads
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """How a task makes batches of samples."""
+
+    prepare: Callable  # (Sample, numpy Generator) -> tuple of arrays, augmented
+    # List of these tuples -> (x, y) of Model.fit. None: they are stacked, and all have to come out in one size.
+    collate: Callable | None = None
+    groups: np.ndarray | None = None  # int (N,): batches are drawn within a group of images. None: from all images
 
 
 class SampleStream:
-    """The endless sequence of training samples, position by position: pass after pass, each in its own random order.
+    """The sequence of a training's samples, position by position: pass after pass, each in its own random order.
 
-    `stream[position]` is `encode` of an augmented sample: a tuple of arrays. It depends on the seed and the position
-    only, so that any part of the sequence can be made again: by another thread, or by a resumed run.
+    `stream[position]` is `batches.prepare` of a sample, which depends on the seed and the position only: a resumed run
+    makes the same.
     """
 
-    def __init__(self, dataset, prepare, seed, length, repeat_factors=None, one_size=True, groups=None, batch_size=1):
-        """Samples of a dataset (see `detseg.data.datasets`).
-
-        prepare:         function (Sample, numpy Generator) -> tuple of arrays.
-        repeat_factors:  float (N,), how often each image comes in a pass, each >= 1; None: once.
-        one_size:        whether the tuples of all samples have to be of the same shapes, as batches without `collate`
-                         need.
-        groups:          int (N,), images of one of which shall come together in batches of batch_size; None: any.
-        """
-        self._dataset = dataset
+    def __init__(self, dataset, batches, seed, length, batch_size=1, repeat_factors=None):
+        """length: positions. repeat_factors: float (N,), how often each image comes in a pass, >= 1; None: once."""
+        self.batches, self.batch_size, self.error = batches, batch_size, None
+        self._dataset, self._seed, self._length, self._shapes = dataset, seed, length, None
         factors = np.ones(len(dataset)) if repeat_factors is None else repeat_factors
-        self._passes = Passes(factors, seed, length, groups, batch_size)
-        self._prepare = prepare
-        self._seed = seed
-        self._length = length
-        self._one_size = one_size
-        self._shapes = None
-        self.error = None
+        self._passes = Passes(factors, seed, length, batches.groups, batch_size)
 
     def __len__(self):
         return self._length
 
     def __getitem__(self, position):
         index, pass_number, times_before = self._passes.at(position)
-        try:
+        with self._errors_kept():
             rng = np.random.default_rng((self._seed, pass_number, index, times_before))
-            arrays = self._prepare(self._dataset[index], rng)
-            if self._one_size:
-                self._check_shapes(arrays, index)
+            arrays = self.batches.prepare(_named(self._dataset[index], self._dataset, index), rng)
+            shapes = tuple(array.shape for array in arrays) if self.batches.collate is None else None
+            self._shapes = self._shapes or shapes
+            if shapes != self._shapes:
+                raise UserError(
+                    f"{self._dataset.names[index]}: augmentation made it {shapes[0]}, but another image "
+                    f"{self._shapes[0]}; batches need one size: end augmentation with random_crop or resize"
+                )
             return arrays
-        except Exception as error:
-            self.keep(error)
-            raise
 
-    def keep(self, error):
+    def collate(self, samples):
+        with self._errors_kept():
+            return self.batches.collate(samples)
+
+    @contextlib.contextmanager
+    def _errors_kept(self):
         """Keras wraps what a loader thread raises in an error of its backend: fit's caller raises this one instead."""
-        self.error = self.error or error
-
-    def _check_shapes(self, arrays, index):
-        shapes = tuple(array.shape for array in arrays)
-        self._shapes = self._shapes or shapes
-        if shapes != self._shapes:
-            raise UserError(
-                f"{self._dataset.names[index]}: augmentation made it {shapes[0]}, but another image {self._shapes[0]}; "
-                "batches need one size: end augmentation with random_crop or resize"
-            )
+        try:
+            yield
+        except Exception as error:
+            self.error = self.error or error
+            raise
 
     def names(self, start, count):
         """The names of the `count` samples from position `start` on."""
         return [self._dataset.names[self._passes.at(start + i)[0]] for i in range(count)]
 
 
-def load_batches(stream, batch_size, workers, start=0, collate=None):
-    """The stream from position `start` on, as batches.
-
-    workers:  threads that read ahead; 0 reads in the caller's thread.
-    collate:  function that makes a batch of the tuples of batch_size samples, such as
-              `detseg.data.buckets.object_batch`; None: a tuple of arrays with a leading (B,).
-    Returns   an iterable, each time from `start` on. `load_for_fit` is for Model.fit.
-    """
-    cv2.setNumThreads(0)  # OpenCV's own threads in each of ours halve the throughput
-
-    def collate_samples(samples):
-        try:
-            return collate(samples)
-        except Exception as error:
-            stream.keep(error)
-            raise
-
+def load_batches(stream, workers, start=0):
+    """A SampleStream from position `start` on, as an iterable of batches; 0 workers read in the caller's thread."""
+    collate = None if stream.batches.collate is None else stream.collate
     batches = grain.MapDataset.source(stream)[start:]
-    batches = batches.batch(batch_size, drop_remainder=True, batch_fn=None if collate is None else collate_samples)
+    batches = batches.batch(stream.batch_size, drop_remainder=True, batch_fn=collate)
     return batches.to_iter_dataset(grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(16, workers)))
 
 
-def load_for_fit(stream, batch_size, workers, start=0, collate=None):
-    """What Model.fit takes for `load_batches` of the same arguments; batches of `collate` are images (B, H, W, C), H
-    and W of which may differ from batch to batch, and a dict of arrays whose shapes don't.
-
-    On TensorFlow all of them share one trace of the train step.
+def load_for_fit(stream, workers, start=0):
+    """`load_batches` for Model.fit. On TensorFlow, batches of `collate`, of whose shapes only H and W of the images
+    (B, H, W, C) may differ from batch to batch, share one trace of the train step.
     """
-    batches = load_batches(stream, batch_size, workers, start, collate)
-    if collate is None or keras.backend.backend() != "tensorflow":
+    batches = load_batches(stream, workers, start)
+    if stream.batches.collate is None or keras.backend.backend() != "tensorflow":
         return batches
-    return _tensorflow_dataset(batches, example=next(iter(load_batches(stream, batch_size, 0, start, collate))))
+    return _tensorflow_dataset(batches, example=next(iter(load_batches(stream, 0, start))))
 
 
 def _tensorflow_dataset(batches, example):
@@ -116,16 +99,19 @@ def _tensorflow_dataset(batches, example):
             yield from iterator
 
     images, truth = example
-    image_shape = (len(images), None, None, images.shape[3])
-    signature = (
-        tf.TensorSpec(image_shape, images.dtype),
-        {name: tf.TensorSpec(array.shape, array.dtype) for name, array in truth.items()},
-    )
-    return tf.data.Dataset.from_generator(read, output_signature=signature).prefetch(2)
+    image_spec = tf.TensorSpec((len(images), None, None, images.shape[3]), images.dtype)
+    truth_specs = {name: tf.TensorSpec(array.shape, array.dtype) for name, array in truth.items()}
+    return tf.data.Dataset.from_generator(read, output_signature=(image_spec, truth_specs)).prefetch(2)
 
 
 def read_in_order(dataset, workers=2):
     """The samples of a dataset one by one, first to last, read ahead by threads."""
-    cv2.setNumThreads(0)
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(8, workers))
-    return iter(grain.MapDataset.source(dataset).to_iter_dataset(options))
+    with loader_threads():
+        for i, sample in enumerate(grain.MapDataset.source(dataset).to_iter_dataset(options)):
+            yield _named(sample, dataset, i)
+
+
+def _named(sample, dataset, i):
+    """The i-th sample with the data set's name for it, where it has none of its own."""
+    return sample if sample.name else replace(sample, name=dataset.names[i])

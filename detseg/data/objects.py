@@ -1,11 +1,13 @@
 """The objects of an image, and how they follow when the image is changed."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
-import cv2
 import numpy as np
 
-from detseg.data.elastic import boxes_of_masks, move_boxes, move_masks
+from detseg.data.elastic import move_boxes, move_masks
+from detseg.data.masks import boxes_of_masks, mask_areas, resize_masks
+from detseg.data.pixels import cut_window
+from detseg.errors import UserError
 
 # "Label all objects of the defined categories, unless [...] less than 10-20% of the object is visible" (VOC2011
 # Annotation Guidelines): what is cut off further isn't labelled in data sets either.
@@ -18,43 +20,52 @@ class Objects:
 
     boxes:      float32 (N, 4), each within the image and of positive width and height.
     labels:     int64 (N,), 0..K-1.
-    is_crowd:   bool (N,), COCO's iscrowd: a region of many objects, neither trained nor scored on.
-    difficult:  bool (N,), VOC's: not scored on.
-    areas:      float64 (N,), pixels of the object as its source says, or else of its box. COCO's small, medium and
-                large go by it.
+    is_crowd:   bool (N,), COCO's iscrowd: a region of many objects, neither trained nor scored on. None: no crowd.
+    difficult:  bool (N,), VOC's: not scored on. None: none is.
+    areas:      float64 (N,), pixels of the object as its source says. COCO's small, medium and large go by it. None:
+                those of the boxes.
     masks:      uint8 (N, H, W) of 0 and 1, or None where they weren't asked for. A mask has no pixel where its source
                 has none for it: an outline between pixel centres, an object that others hide.
 
-    The methods return new Objects and take the place of an object from its mask where there are masks, else from its
-    box. What loses its last pixel, or its box's width or height, is left out.
+    Arrays of other number types, lists and tables of pandas are converted; UserError for what has another shape or
+    kind. The methods return new Objects and take the place of an object from its mask where there are masks, else from
+    its box. They leave out what loses its last pixel, or its box's width or height.
     """
 
     boxes: np.ndarray
     labels: np.ndarray
-    is_crowd: np.ndarray
-    difficult: np.ndarray
-    areas: np.ndarray
+    is_crowd: np.ndarray | None = None
+    difficult: np.ndarray | None = None
+    areas: np.ndarray | None = None
     masks: np.ndarray | None = None
+
+    def __post_init__(self):
+        def convert(name, values, *form):
+            object.__setattr__(self, name, _converted(name, values, *form))
+
+        convert("boxes", self.boxes, np.float32, "iuf", (None, 4), "(N, 4): x1 y1 x2 y2 in pixels")
+        count = len(self.boxes)
+        convert("labels", self.labels, np.int64, "iu", (count,), "whole numbers, 0..K-1")
+        for name, flags in (("is_crowd", self.is_crowd), ("difficult", self.difficult)):
+            convert(name, np.zeros(count, bool) if flags is None else flags, bool, "biu", (count,), "bool")
+        areas = _extents(self.boxes) if self.areas is None else self.areas
+        convert("areas", areas, np.float64, "iuf", (count,), "numbers of pixels")
+        if self.masks is not None:
+            convert("masks", self.masks, np.uint8, "biu", (count, None, None), "(N, H, W) of 0 and 1")
 
     def __len__(self):
         return len(self.boxes)
 
     def select(self, chosen):
         """Those at `chosen`: bool (N,), int (M,) or a slice."""
-        return Objects(
-            self.boxes[chosen],
-            self.labels[chosen],
-            self.is_crowd[chosen],
-            self.difficult[chosen],
-            self.areas[chosen],
-            None if self.masks is None else self.masks[chosen],
-        )
+        arrays = (getattr(self, field.name) for field in fields(self))
+        return Objects(*(None if array is None else array[chosen] for array in arrays))
 
     def resized(self, size, new_size):
         """As in the image when it is scaled from `size` to `new_size`, both (H, W)."""
         scale_y, scale_x = (new / old for old, new in zip(size, new_size, strict=True))
         boxes = clip_boxes(self.boxes * np.array([scale_x, scale_y] * 2, np.float32), new_size)
-        return self._changed(boxes, None if self.masks is None else _resize_masks(self.masks, new_size))
+        return self._changed(boxes, None if self.masks is None else resize_masks(self.masks, new_size))
 
     def cropped(self, starts, size, min_visibility=MIN_VISIBILITY):
         """Those in the window of `size` (H, W) that starts at (row, column) `starts`, which may lie in padding.
@@ -68,7 +79,8 @@ class Objects:
         boxes = clip_boxes(moved, size)
         if self.masks is None:
             return self._changed(boxes, None, min_visibility)
-        masks = _cut_masks(self.masks, starts, size)
+        masks = [cut_window(mask, starts, size, 0) for mask in self.masks]
+        masks = np.array(masks, np.uint8).reshape(-1, *size)
         is_cut = (boxes != moved).any(axis=1)  # (N,)
         boxes[is_cut] = boxes_of_masks(masks[is_cut])
         return self._changed(boxes, masks, min_visibility)
@@ -81,9 +93,7 @@ class Objects:
             y1, y2 = height - y2, height - y1
         if 1 in axes:
             x1, x2 = width - x2, width - x1
-        masks = self.masks
-        if masks is not None:
-            masks = np.ascontiguousarray(np.flip(masks, [axis + 1 for axis in axes]))
+        masks = None if self.masks is None else np.flip(self.masks, [axis + 1 for axis in axes])
         return self._changed(np.stack([x1, y1, x2, y2], axis=1), masks)
 
     def turned(self, turns, size):
@@ -93,30 +103,24 @@ class Objects:
             x1, y1, x2, y2 = boxes.T
             boxes = np.stack([y1, width - x2, y2, width - x1], axis=1)
             height, width = width, height
-        masks = self.masks
-        if masks is not None:
-            masks = np.ascontiguousarray(np.rot90(masks, turns, axes=(1, 2)))
-        return self._changed(boxes, masks)
+        return self._changed(boxes, None if self.masks is None else np.rot90(self.masks, turns, axes=(1, 2)))
 
     def deformed(self, maps, min_visibility=MIN_VISIBILITY):
         """As in the image moved by `maps` of `detseg.data.elastic`.
 
-        Mirrored copies of an object beyond the border don't belong to it. min_visibility is the share of its pixels, or
-        else of its box's area, that has to be left of it.
+        Mirrored copies of an object beyond the border don't belong to it. min_visibility: see `cropped`.
         """
         if self.masks is None:
             return self._changed(move_boxes(self.boxes, maps), None, min_visibility)
         height, width = maps[0].shape
-        is_of_image = (np.abs(maps[0] - (width - 1) / 2) <= width / 2) & (
-            np.abs(maps[1] - (height - 1) / 2) <= height / 2
-        )
-        masks = move_masks(self.masks, maps) * is_of_image
+        is_in_width = np.abs(maps[0] - (width - 1) / 2) <= width / 2  # (H, W)
+        is_in_height = np.abs(maps[1] - (height - 1) / 2) <= height / 2
+        masks = move_masks(self.masks, maps) * (is_in_width & is_in_height)
         return self._changed(boxes_of_masks(masks), masks, min_visibility)
 
     def placed(self, index, boxes, masks=None):
-        """The objects at `index` in places that somebody else found; an object may have several.
+        """The objects at `index`, int (M,), in places that somebody else found, of which an object may have several.
 
-        index:  int (M,), boxes float32 (M, 4).
         masks:  uint8 (N, H, W), of all objects; of each, what lies in its box is taken.
         """
         chosen = self.select(index)
@@ -130,6 +134,7 @@ class Objects:
 
     def _changed(self, boxes, masks, min_visibility=0.0):
         """With other boxes and masks, less what has become empty or has shrunk below min_visibility."""
+        masks = None if masks is None else np.ascontiguousarray(masks)
         growth = _extents(boxes, masks) / np.maximum(_extents(self.boxes, self.masks), 1e-9)  # (N,)
         is_whole = (growth > 0) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         is_visible = (growth >= min_visibility) | self.is_crowd
@@ -143,25 +148,23 @@ def clip_boxes(boxes, size):
     return boxes.clip(0, np.array([width, height] * 2, boxes.dtype))
 
 
-def _extents(boxes, masks):
+def _extents(boxes, masks=None):
     """What an object covers, (N,): pixels of its mask, or else its box's area."""
-    if masks is None:
-        return (boxes[:, 2:].astype(np.float64) - boxes[:, :2]).prod(axis=1)
-    return np.array([cv2.countNonZero(mask) for mask in masks], np.float64)
+    return (boxes[:, 2:].astype(np.float64) - boxes[:, :2]).prod(axis=1) if masks is None else mask_areas(masks)
 
 
-def _resize_masks(masks, size):
-    height, width = size
-    resized = np.empty((len(masks), height, width), np.uint8)
-    for mask, out in zip(masks, resized, strict=True):
-        out[:] = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-    return resized
-
-
-def _cut_masks(masks, starts, size):
-    (row, column), (height, width) = starts, size
-    window = np.zeros((len(masks), height, width), np.uint8)
-    inside = masks[:, max(row, 0) : max(row + height, 0), max(column, 0) : max(column + width, 0)]
-    top, left = (min(max(-start, 0), side) for start, side in zip(starts, size, strict=True))
-    window[:, top : top + inside.shape[1], left : left + inside.shape[2]] = inside
-    return window
+def _converted(name, values, dtype, kinds, shape, expected):
+    """Values as a contiguous array, for C code; kinds are NumPy's letters, and None in the shape is any side."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # nested unevenly
+        raise UserError(f"Objects: {name} are no array ({error}), expected {expected}") from error
+    if array.size == 0 and array.ndim < len(shape):
+        array = np.zeros([side or 0 for side in shape], dtype)  # such as []
+    if array.size and array.dtype.kind not in kinds:
+        raise UserError(f"Objects: {name} are of type {array.dtype}, expected {expected}")
+    is_right = [side in (None, found) for side, found in zip(shape, array.shape, strict=False)]
+    if array.ndim != len(shape) or not all(is_right):
+        of_boxes = "" if shape[0] is None else f", one for each of the {shape[0]} boxes"
+        raise UserError(f"Objects: {name} have the shape {array.shape}, expected {expected}{of_boxes}")
+    return np.ascontiguousarray(array, dtype)

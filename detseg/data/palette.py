@@ -1,7 +1,5 @@
 """The VOC colour map, and label maps written as palette PNGs with it."""
 
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 
@@ -20,14 +18,11 @@ def voc_palette(n=256):
 
 
 def write_index_png(path, label_map, palette):
-    """Write a label map as a palette PNG, whose pixels are the labels themselves; the file appears by rename.
+    """Write a label map, uint8 (H, W), as a palette PNG whose pixels are the labels; the file appears by rename.
 
-    path:       where the file goes; its folder must exist.
-    label_map:  uint8 (H, W).
     palette:    uint8 (n, 3), RGB, n <= 256, a colour for every label that occurs.
-    Raises      ValueError when the arrays are of another form or a label has no colour.
     """
-    path, label_map, palette = Path(path), np.asarray(label_map), np.asarray(palette)
+    label_map, palette = np.asarray(label_map), np.asarray(palette)
     if label_map.dtype != np.uint8 or label_map.ndim != 2:
         raise ValueError(f"a label map is uint8 (H, W), not {label_map.dtype} {label_map.shape}")
     if palette.dtype != np.uint8 or palette.ndim != 2 or palette.shape[1] != 3 or len(palette) > 256:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from detseg.data.objects import Objects
+from detseg.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,31 +14,34 @@ class Sample:
     """An image with what is known about it; arrays follow the conventions of `detseg`.
 
     image:         uint8 (H, W, C).
-    label_map:     uint8 (H, W) of class indices and ignore_label, or None where there are no semantic labels.
     name:          the image's identifier in its split: unique, written in results and messages.
-    path:          the image file.
+    path:          the image file, or None.
+    label_map:     uint8 (H, W) of class indices and ignore_label, or None where there are no semantic labels. Other
+                   integers of 0..255 and bool are converted, UserError for others.
     instance_ids:  int32 (H, W), the object that each pixel belongs to, 0: none; or None where the data don't say.
     objects:       Objects, or None where there are no boxes.
     """
 
     image: np.ndarray
-    name: str
-    path: Path
+    name: str = ""
+    path: Path | None = None
     label_map: np.ndarray | None = None
     instance_ids: np.ndarray | None = None
     objects: Objects | None = None
 
-    def with_image(self, image, change_map, change_objects):
-        """The sample with another image, and what is known about it changed alike.
+    def __post_init__(self):
+        if self.label_map is None:
+            return
+        labels = np.asarray(self.label_map)
+        if labels.dtype.kind not in "biu":
+            raise UserError(f"Sample: label_map is of type {labels.dtype}, expected uint8 (H, W) of class indices")
+        if labels.dtype != np.uint8 and (labels.min(initial=0) < 0 or labels.max(initial=0) > 255):
+            found = f"{labels.min()}..{labels.max()}"
+            raise UserError(f"Sample: label_map holds {found}, expected class indices of 0..255")
+        object.__setattr__(self, "label_map", labels.astype(np.uint8, copy=False))
 
-        change_map:      function (H, W) -> (H', W') for label map and instance ids.
-        change_objects:  function Objects -> Objects.
-        """
-        label_map, instance_ids, objects = self.label_map, self.instance_ids, self.objects
-        return replace(
-            self,
-            image=image,
-            label_map=None if label_map is None else change_map(label_map),
-            instance_ids=None if instance_ids is None else change_map(instance_ids),
-            objects=None if objects is None else change_objects(objects),
-        )
+    def with_image(self, image, change_map, change_objects):
+        """The sample with another image, and label map, instance ids and objects changed alike by these functions."""
+        changes = {"label_map": change_map, "instance_ids": change_map, "objects": change_objects}
+        present = {name: getattr(self, name) for name in changes if getattr(self, name) is not None}
+        return replace(self, image=image, **{name: changes[name](value) for name, value in present.items()})

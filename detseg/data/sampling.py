@@ -10,8 +10,7 @@ def class_repeat_factors(class_presence, threshold):
 
     class_presence:  bool (N, K), whether image n has a pixel of class k.
     threshold:       t, the share of images below which a class is repeated; 0: none is.
-    Returns          float64 (K,): r_c = max(1, sqrt(t / f_c)), f_c being the share of images with the class. A class
-                     that no image has gets 1.
+    Returns          float64 (K,): r_c = max(1, sqrt(t / f_c)), f_c being the share of images with the class, or 1.
     """
     frequency = class_presence.mean(axis=0)  # (K,)
     frequency[frequency == 0] = 1
@@ -19,10 +18,7 @@ def class_repeat_factors(class_presence, threshold):
 
 
 def image_repeat_factors(class_presence, threshold):
-    """How often each image comes in a pass: as often as the rarest of its classes, max r_c; once if it has none.
-
-    Returns     float64 (N,), each >= 1. See `class_repeat_factors` for the rest.
-    """
+    """How often each image comes in a pass: as often as the rarest of its classes, max r_c, or once: float64 (N,)."""
     return np.max(class_repeat_factors(class_presence, threshold) * class_presence, axis=1, initial=1)
 
 
@@ -39,14 +35,13 @@ def describe_repeats(class_presence, threshold, classes):
 
 
 def order_by_groups(groups, filled, batch_size, edge_group):
-    """An order of N shuffled items in which batches have items of one group.
+    """An order, int (N,), of N shuffled items of these groups in which batches have items of one group.
 
-    groups:      int (N,), each item's.
     filled:      how many places of the first batch are taken by items of another pass.
     edge_group:  preferred for the rest of that batch, and for the last one, which may have places left. As all passes
                  prefer the same, no pass needs to know another.
-    Returns      int (N,), indices. Whole batches come when their last item would have come; what is left of groups
-                 makes mixed batches at the end, before the last one if it isn't whole.
+    Whole batches come when their last item would have come; what is left of groups makes mixed batches at the end,
+    before the last one if it isn't whole.
     """
     head = min(-filled % batch_size, len(groups))
     tail = (len(groups) - head) % batch_size
@@ -73,15 +68,9 @@ class Passes:
     """
 
     def __init__(self, repeat_factors, seed, length, groups=None, batch_size=1):
-        """repeat_factors: float (N,), each >= 1. length: positions that will be asked for.
-
-        groups:      int (N,), each image's: positions from a multiple of batch_size to the next get images of one
-                     group, as far as a pass has them. None: any images come together.
-        """
-        self._factors = np.asarray(repeat_factors)
-        self._seed = seed
+        """repeat_factors: float (N,), each >= 1. length: positions that will be asked for. groups: see `Batches`."""
+        self._factors, self._seed, self._batch_size = np.asarray(repeat_factors), seed, batch_size
         self._groups = None if groups is None else np.asarray(groups)
-        self._batch_size = batch_size
         if groups is not None:
             self._edge_group = np.bincount(self._groups, self._factors).argmax()
         self._shuffled = functools.lru_cache(maxsize=8)(self._shuffled)
@@ -97,7 +86,7 @@ class Passes:
 
     def _repeats(self, number):
         """int (N,): how often each image comes in this pass."""
-        (rng,) = self._rng(number).spawn(1)
+        (rng,) = np.random.default_rng((self._seed, number)).spawn(1)
         whole = np.floor(self._factors).astype(int)
         return whole + (rng.random(len(whole)) < self._factors - whole)
 
@@ -106,11 +95,8 @@ class Passes:
         repeats = self._repeats(number)
         indices = np.repeat(np.arange(len(repeats)), repeats)
         times_before = np.arange(len(indices)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-        order = self._rng(number).permutation(len(indices))
+        order = np.random.default_rng((self._seed, number)).permutation(len(indices))
         if self._groups is not None:
             groups, start = self._groups[indices[order]], int(self._starts[number])
             order = order[order_by_groups(groups, start % self._batch_size, self._batch_size, self._edge_group)]
         return indices[order], times_before[order]
-
-    def _rng(self, number):
-        return np.random.default_rng((self._seed, number))

@@ -29,44 +29,24 @@ _CONTOUR = np.ones((5, 5), np.uint8)
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One picture and what is in it, the objects from back to front.
+    """One picture and what is in it, the objects from back to front."""
 
-    image:    uint8 (S, S, 3), RGB.
-    labels:   int (N,), index in CLASSES.
-    masks:    bool (N, S, S), the visible pixels of each object, by pixel centre; no two overlap.
-    hidden:   float (N,), the share of each object's pixels that others hide, at most 1 - MIN_VISIBLE.
-    extents:  int (N,), the longer side in pixels of the box around each whole object.
-    """
-
-    image: np.ndarray
-    labels: np.ndarray
-    masks: np.ndarray
-    hidden: np.ndarray
-    extents: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class _Surface:
-    """A texture before it is cut out: `colour` (3,) is about its mean, `pixels` float32 (S, S, 3)."""
-
-    colour: np.ndarray
-    pixels: np.ndarray
+    image: np.ndarray  # uint8 (S, S, 3), RGB
+    labels: np.ndarray  # int (N,), index in CLASSES
+    masks: np.ndarray  # bool (N, S, S), the visible pixels of each object, by pixel centre; no two overlap
+    hidden: np.ndarray  # float (N,), the share of each object's pixels that others hide, at most 1 - MIN_VISIBLE
+    extents: np.ndarray  # int (N,), the longer side in pixels of the box around each whole object
 
 
 def draw_picture(seed, split, index, size=192):
-    """The `index`-th picture of a split: a function of its arguments alone, whatever else is drawn.
+    """The `index`-th Picture of a split, one of SPLITS: a function of its arguments alone, whatever else is drawn.
 
-    seed:    int >= 0.
-    split:   one of SPLITS.
-    index:   int >= 0.
     size:    side of the square picture in pixels, at least 128.
-    Returns  Picture.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    background = _draw_surface(rng, size, "background")
-    canvas = background.pixels.copy()
+    colour, canvas = _draw_surface(rng, size, "background")
     owner = np.zeros((size, size), np.uint8)  # 0 background, k the k-th object
-    colours, labels, areas, extents = [background.colour], [], [0], []
+    colours, labels, areas, extents = [colour], [], [0], []
     count = 0 if rng.random() < _EMPTY_SHARE else int(rng.integers(1, MAX_OBJECTS + 1))
     for _ in range(count):
         label = int(rng.integers(len(CLASSES)))
@@ -76,23 +56,21 @@ def draw_picture(seed, split, index, size=192):
             continue
         window = (slice(place[0], place[0] + mask.shape[0]), slice(place[1], place[1] + mask.shape[1]))
         met = np.unique(owner[window][coverage > 0])
-        surface = _draw_surface(rng, max(mask.shape), CLASSES[label], unlike=[colours[k] for k in met])
-        pixels = surface.pixels[: mask.shape[0], : mask.shape[1]]
-        canvas[window] += coverage[..., None] * (pixels - canvas[window])
+        colour, pixels = _draw_surface(rng, max(mask.shape), CLASSES[label], unlike=[colours[k] for k in met])
+        canvas[window] += coverage[..., None] * (pixels[: mask.shape[0], : mask.shape[1]] - canvas[window])
         owner[window][mask] = len(colours)
-        colours.append(surface.colour)
+        colours.append(colour)
         labels.append(label)
         areas.append(int(mask.sum()))
-        extents.append(_extent(mask))
+        extents.append(max(mask.shape) - 2)
     masks = owner == np.arange(1, len(colours), dtype=np.uint8)[:, None, None]  # (N, S, S)
     hidden = 1 - masks.sum(axis=(1, 2)) / np.array(areas[1:])
     return Picture(_photograph(rng, canvas), np.array(labels, int), masks, hidden, np.array(extents, int))
 
 
 def paint_label_maps(picture, void=255):
-    """The VOC label maps of a picture, with the void border along every outline.
+    """The VOC label maps of a Picture, with the void border along every outline.
 
-    picture:  Picture.
     void:     the value of the border: four pixels wide, two on either side of the outline (VOC's is about five).
     Returns   semantic uint8 (S, S), 0 = background, else 1 + index in CLASSES;
               instances uint8 (S, S), 0 = background, else 1..N from back to front.
@@ -108,14 +86,15 @@ def paint_label_maps(picture, void=255):
 def _draw_shape(rng, name):
     """An object of random size, proportion and rotation: coverage float32 (h, w) in 0..1 and mask bool (h, w).
 
-    Both arrays are cut one pixel around the object. They come from the signed distance to the outline: nothing is
-    rasterised, so the mask is exact.
+    Both are cut one pixel around it and come from the signed distance to the outline, so the mask is exact.
     """
     while True:
         extent = math.sqrt(rng.uniform(MIN_EXTENT**2, MAX_EXTENT**2))
         aspect, angle = rng.uniform(0.75, 1.0), rng.uniform(0, 2 * math.pi)
         cos, sin = math.cos(angle), math.sin(angle)
-        tips = [(cos * x - sin * y * aspect, sin * x + cos * y * aspect) for x, y in _tips(name)]
+        n, m = _STAR_POLYGONS.get(name, (64, 1))
+        tips = [(math.cos(math.pi * (2 * k + m) / n), math.sin(math.pi * (2 * k + m) / n)) for k in range(n)]
+        tips = [(cos * x - sin * y * aspect, sin * x + cos * y * aspect) for x, y in tips]
         radius = extent / max(np.ptp(tips, axis=0))
         side = math.ceil(2 * radius) + 6
         centre_x, centre_y = side / 2 + rng.uniform(-0.5, 0.5, 2)
@@ -123,11 +102,10 @@ def _draw_shape(rng, name):
         x, y = (columns - centre_x) / radius, (rows - centre_y) / radius
         distance = radius * _signed_distance(name, cos * x + sin * y, (cos * y - sin * x) / aspect)
         mask = distance > 0
-        if MIN_EXTENT <= _extent(mask) <= MAX_EXTENT:
-            break
-    x1, y1, x2, y2 = bounding_box(mask)
-    window = (slice(y1 - 1, y2 + 1), slice(x1 - 1, x2 + 1))
-    return np.clip(distance[window] + 0.5, 0, 1).astype(np.float32), mask[window]
+        x1, y1, x2, y2 = bounding_box(mask)
+        if MIN_EXTENT <= max(x2 - x1, y2 - y1) <= MAX_EXTENT:
+            window = (slice(y1 - 1, y2 + 1), slice(x1 - 1, x2 + 1))
+            return np.clip(distance[window] + 0.5, 0, 1).astype(np.float32), mask[window]
 
 
 def _signed_distance(name, x, y):
@@ -141,41 +119,29 @@ def _signed_distance(name, x, y):
     return np.partition(inside, m - 1, axis=0)[m - 1]
 
 
-def _tips(name):
-    n, m = _STAR_POLYGONS.get(name, (64, 1))
-    return [(math.cos(math.pi * (2 * k + m) / n), math.sin(math.pi * (2 * k + m) / n)) for k in range(n)]
-
-
 def bounding_box(mask):
     """The box around the set pixels of a mask (H, W) with at least one: x1, y1, x2, y2 as ints, half-open."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _extent(mask):
-    if not mask.any():
-        return 0
-    x1, y1, x2, y2 = bounding_box(mask)
-    return max(x2 - x1, y2 - y1)
-
-
-def _find_place(rng, mask, owner, areas, tries=40):
+def _find_place(rng, mask, owner, areas):
     """Top and left of a place in the picture where `mask` leaves every earlier object visible enough, or None."""
     height, width = mask.shape
     room = np.array(owner.shape) - mask.shape  # highest top and left
     visible = np.bincount(owner.ravel(), minlength=len(areas))
     beside = len(areas) > 1 and rng.random() < _NEIGHBOUR_SHARE
     anchor = int(rng.integers(1, len(areas))) if beside else 0
-    for attempt in range(tries):
-        if beside and attempt < tries // 2:
+    for attempt in range(40):
+        if beside and attempt < 20:
             x1, y1, x2, y2 = bounding_box(owner == anchor)
             reach = np.array([y2 - y1 + height, x2 - x1 + width]) / 2
             place = np.array([y1 + y2 - height, x1 + x2 - width]) / 2 + reach * rng.uniform(-0.8, 0.8, 2)
-            top, left = (int(v) for v in np.rint(place))
+            top, left = np.rint(place).astype(int).tolist()
             if not (0 <= top <= room[0] and 0 <= left <= room[1]):
                 continue
         else:
-            top, left = (int(v) for v in rng.integers(0, room + 1))
+            top, left = rng.integers(0, room + 1).tolist()
         covered = np.bincount(owner[top : top + height, left : left + width][mask], minlength=len(areas))
         if all(visible[k] - covered[k] >= MIN_VISIBLE * areas[k] for k in range(1, len(areas))):
             return top, left
@@ -183,7 +149,7 @@ def _find_place(rng, mask, owner, areas, tries=40):
 
 
 def _draw_surface(rng, size, kind, unlike=()):
-    """A texture for "background" or a class. Its mean colour keeps _CONTRAST to each colour in `unlike`."""
+    """A texture for "background" or a class: its mean colour (3,), unlike some, and its pixels, float32 (S, S, 3)."""
     is_object = kind in CLASSES
     while True:
         hue, value = rng.random(), rng.uniform(60, 230)
@@ -194,14 +160,7 @@ def _draw_surface(rng, size, kind, unlike=()):
     direction = rng.uniform(-1, 1, 3) + np.sign(rng.uniform(-1, 1))  # mostly lighter against darker
     direction *= rng.uniform(*(_OBJECT_RELIEF if is_object else _BACKGROUND_RELIEF)) / np.sqrt(np.sum(direction**2))
     draw = _OBJECT_PATTERNS[kind] if is_object else _BACKGROUND_PATTERNS[int(rng.integers(len(_BACKGROUND_PATTERNS)))]
-    return _Surface(colour, (colour + draw(rng, size)[..., None] * direction).astype(np.float32))
-
-
-def _ramp(rng, size):
-    """A coordinate in pixels along a random direction: (S, S), 0 at the centre of the picture."""
-    angle = rng.uniform(0, 2 * math.pi)
-    rows, columns = np.mgrid[:size, :size] - (size - 1) / 2
-    return columns * math.cos(angle) + rows * math.sin(angle)
+    return colour, (colour + draw(rng, size)[..., None] * direction).astype(np.float32)
 
 
 def _wave(position):
@@ -209,8 +168,8 @@ def _wave(position):
     return 4 * np.abs(position - np.floor(position) - 0.5) - 1
 
 
-def _grid(rng, size, period):
-    """Two coordinates at right angles in a random direction, in periods: (S, S) each, 0 at the centre."""
+def _grid(rng, size, period=1):
+    """Coordinates along a random direction and across it, in periods: (S, S) each, 0 at the centre."""
     angle = rng.uniform(0, 2 * math.pi)
     rows, columns = (np.mgrid[:size, :size] - (size - 1) / 2) / period
     along = columns * math.cos(angle) + rows * math.sin(angle)
@@ -218,7 +177,7 @@ def _grid(rng, size, period):
 
 
 def _stripes(rng, size, period=(5, 24)):
-    return np.clip(_wave(_ramp(rng, size) / rng.uniform(*period)) * rng.uniform(1, 4), -1, 1)
+    return np.clip(_wave(_grid(rng, size)[0] / rng.uniform(*period)) * rng.uniform(1, 4), -1, 1)
 
 
 def _checker(rng, size, period=(8, 32)):
@@ -237,27 +196,21 @@ def _circles(rng, size, period):
 
 
 def _gradient(rng, size):
-    return _ramp(rng, size) * (2 / size)
+    return _grid(rng, size)[0] * (2 / size)
 
 
 def _cloud(rng, size):
     """Smooth noise: random grids of a coarse and a finer scale, scaled up."""
-    scale = rng.uniform(8, 48)  # pixels
-    return np.clip(_scaled_noise(rng, size, scale) + 0.5 * _scaled_noise(rng, size, scale / 3), -1, 1)
+    scale, noise = rng.uniform(8, 48), 0  # pixels
+    for share, cell in ((1, scale), (0.5, scale / 3)):
+        cells = max(2, round(size / cell))
+        grid = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
+        # Pillow resizes 8 bit images in integers: the same bits on every machine.
+        noise += share * (np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC)) / 127.5 - 1)
+    return np.clip(noise, -1, 1)
 
 
-def _scaled_noise(rng, size, scale):
-    cells = max(2, round(size / scale))
-    grid = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
-    # Pillow resizes 8 bit images in integers: the same bits on every machine.
-    return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC)) / 127.5 - 1
-
-
-def _grain(rng, size):
-    return rng.uniform(-1, 1, (size, size))
-
-
-_BACKGROUND_PATTERNS = (_stripes, _checker, _gradient, _cloud, _grain)
+_BACKGROUND_PATTERNS = (_stripes, _checker, _gradient, _cloud, lambda rng, size: rng.uniform(-1, 1, (size, size)))
 # Shape alone takes a network without pretraining longer to learn than a quickstart may last: each class has a pattern
 # of its own too, as things in the world do. Backgrounds share three of the five.
 _OBJECT_PATTERNS = {

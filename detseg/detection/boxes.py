@@ -1,7 +1,8 @@
-"""Boxes x1 y1 x2 y2: areas, overlaps, clipping, and the regression targets of R-CNN.
+"""Boxes x1 y1 x2 y2: formats, areas, overlaps, clipping, and the regression targets of R-CNN.
 
-All functions compute in float32, whatever they are given. They and their gradients are finite for degenerate boxes too:
-a negative width or height counts as 0, and a ratio to an empty area is 0.
+All functions take tensors, NumPy arrays and lists of any int or float dtype. All but `convert_boxes` compute in float32
+and return the backend's tensors. They and their gradients are finite for degenerate boxes too: a negative width or
+height counts as 0, and a ratio to an empty area is 0. Boxes that aren't (..., 4) raise ValueError.
 """
 
 import math
@@ -11,12 +12,51 @@ from keras import ops
 
 LARGEST_LOG_RATIO = math.log(1000 / 16)  # Detectron: a box grows to 1000 pixels from an anchor of 16 at most
 SMALLEST_SIZE = 1e-6  # pixels; what is smaller is padding, whose targets nobody reads but must be finite
+FORMATS = ("xyxy", "xywh", "cxcywh", "yxyx")  # corners; COCO's corner and size; centre and size; TensorFlow's corners
 
 
 def corners(boxes):
     """x1, y1, x2, y2 of boxes (..., 4), each (...) float32."""
     boxes = ops.cast(boxes, "float32")
+    if boxes.shape[-1] != 4:
+        raise ValueError(f"boxes of shape {tuple(boxes.shape)}: expected (..., 4), x1 y1 x2 y2")
     return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]
+
+
+def convert_boxes(boxes, source, target):
+    """Boxes in another format.
+
+    boxes:           (..., 4), absolute pixels or fractions of the image.
+    source, target:  of `FORMATS`: "xyxy" x1 y1 x2 y2, "xywh" x1 y1 width height, "cxcywh" centre's x y, width height,
+                     "yxyx" y1 x1 y2 x2.
+    Returns          (..., 4): a float32 tensor for a tensor, otherwise a NumPy array, float64 where float32 might round
+                     (int32, int64 and float64), else float32.
+    Raises           ValueError for an unknown format.
+    """
+    for name in (source, target):
+        if name not in FORMATS:
+            raise ValueError(f"box format {name!r}: expected one of {', '.join(FORMATS)}")
+    if ops.is_tensor(boxes):
+        boxes, stack = ops.cast(boxes, "float32"), ops.stack
+    else:
+        boxes, stack = np.asarray(boxes), np.stack
+        boxes = boxes.astype(np.result_type(boxes, np.float32))
+    if boxes.shape[-1:] != (4,):
+        raise ValueError(f"boxes of shape {tuple(boxes.shape)}: expected (..., 4), {source}")
+    a, b, c, d = (boxes[..., i] for i in range(4))
+    x1, y1, x2, y2 = {
+        "xyxy": lambda: (a, b, c, d),
+        "xywh": lambda: (a, b, a + c, b + d),
+        "cxcywh": lambda: (a - c / 2, b - d / 2, a + c / 2, b + d / 2),
+        "yxyx": lambda: (b, a, d, c),
+    }[source]()
+    converted = {
+        "xyxy": lambda: (x1, y1, x2, y2),
+        "xywh": lambda: (x1, y1, x2 - x1, y2 - y1),
+        "cxcywh": lambda: ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1),
+        "yxyx": lambda: (y1, x1, y2, x2),
+    }[target]()
+    return stack(converted, axis=-1)
 
 
 def box_area(boxes):
@@ -25,16 +65,10 @@ def box_area(boxes):
 
 
 def clip_boxes(boxes, image_sizes):
-    """Boxes cut to their images.
-
-    boxes:        (B, ..., 4).
-    image_sizes:  (B, 2), height and width of each image in pixels.
-    Returns       (B, ..., 4) float32; a box outside the image has no area left.
-    """
+    """Boxes (B, ..., 4) cut to their images, of height and width (B, 2): float32; outside, no area is left."""
     boxes, sizes = ops.cast(boxes, "float32"), ops.cast(image_sizes, "float32")
     limits = ops.take(sizes, [1, 0, 1, 0], axis=-1)  # (B, 4)
-    for _ in range(len(boxes.shape) - 2):
-        limits = limits[:, None]
+    limits = ops.expand_dims(limits, tuple(range(1, len(boxes.shape) - 1)))
     return ops.minimum(ops.maximum(boxes, 0.0), limits)
 
 
@@ -47,10 +81,7 @@ def iou(boxes, others):
 
 
 def giou(boxes, others):
-    """Generalised IoU, in [-1, 1] (Rezatofighi et al. CVPR 2019, algorithm 1), of boxes one to one.
-
-    (..., 4), (..., 4) -> (...). The loss is 1 - giou.
-    """
+    """Generalised IoU, in [-1, 1] (Rezatofighi et al. CVPR 2019, algorithm 1): as `iou`. The loss is 1 - giou."""
     a, b = corners(boxes), corners(others)
     overlap, union = _iou_and_union(a, b)
     hull = _area(_hull(a, b))
@@ -58,10 +89,9 @@ def giou(boxes, others):
 
 
 def ciou(boxes, others):
-    """Complete IoU (Zheng et al.: Distance-IoU Loss, AAAI 2020, section 3.3) of boxes one to one.
+    """Complete IoU, at most 1 (Zheng et al.: Distance-IoU Loss, 2020, section 3.3): as `iou`; the loss is 1 - ciou.
 
-    (..., 4), (..., 4) -> (...), at most 1. The loss is 1 - ciou. The weight alpha of the aspect term is a constant to
-    the gradient, as in the paper's code and torchvision.
+    The weight alpha of the aspect term is a constant to the gradient, as in the paper's code and torchvision.
     """
     a, b = corners(boxes), corners(others)
     overlap, _ = _iou_and_union(a, b)
@@ -79,10 +109,7 @@ def pairwise_iou(boxes, others):
 
 
 def pairwise_coverage(boxes, regions):
-    """The share of each box's own area that lies in each region: (..., N, 4), (..., M, 4) -> (..., N, M) float32.
-
-    COCO's overlap with a crowd region (maskApi: the union is then the detection's area).
-    """
+    """The share of each box's own area that lies in each region, COCO's overlap with a crowd: as `pairwise_iou`."""
     a, b = _each_with_each(boxes, regions)
     return _ratio(_area(_intersection(a, b)), _area(a))
 
@@ -129,11 +156,10 @@ def _ratio(numerator, denominator):
 def encode_boxes(boxes, proposals, means=(0, 0, 0, 0), deviations=(1, 1, 1, 1)):
     """Regression targets that move `proposals` onto `boxes` (R-CNN, appendix C, eq. 6-9).
 
-    boxes:       (..., 4), x1 y1 x2 y2 in pixels, each with positive width and height.
-    proposals:   (..., 4), same format; broadcast against boxes.
+    boxes, proposals:   (..., 4), x1 y1 x2 y2 in pixels, of positive width and height; broadcast.
     means, deviations:  of the targets tx, ty, tw, th, which are normalised by them (Fast R-CNN, section 2.3).
-                 torchvision's weights 10, 10, 5, 5 are deviations of 0.1, 0.1, 0.2, 0.2.
-    Returns      (..., 4) float32: tx, ty in units of the proposal's size, tw, th as log ratios, normalised.
+                        torchvision's weights 10, 10, 5, 5 are deviations of 0.1, 0.1, 0.2, 0.2.
+    Returns             (..., 4) float32: tx, ty in units of the proposal's size, tw, th as log ratios, normalised.
     """
     gx, gy, gw, gh = _centres_and_sizes(boxes)
     px, py, pw, ph = _centres_and_sizes(proposals)
@@ -141,19 +167,18 @@ def encode_boxes(boxes, proposals, means=(0, 0, 0, 0), deviations=(1, 1, 1, 1)):
     ty = (gy - py) / ph  # eq. 7
     tw = ops.log(gw / pw)  # eq. 8
     th = ops.log(gh / ph)  # eq. 9
-    targets = ops.stack([tx, ty, tw, th], axis=-1)
-    return (targets - np.array(means, "float32")) / np.array(deviations, "float32")
+    return (ops.stack([tx, ty, tw, th], axis=-1) - np.array(means, "float32")) / np.array(deviations, "float32")
 
 
-def decode_boxes(targets, proposals, means=(0, 0, 0, 0), deviations=(1, 1, 1, 1)):
-    """The boxes onto which regression `targets` move `proposals` (R-CNN, appendix C, eq. 1-4): undoes `encode_boxes`.
+def decode_boxes(deltas, proposals, means=(0, 0, 0, 0), deviations=(1, 1, 1, 1)):
+    """The boxes onto which predicted `deltas` move `proposals` (R-CNN, appendix C, eq. 1-4): undoes `encode_boxes`.
 
-    targets:    (..., 4), normalised by means and deviations; tw and th are cut off above `LARGEST_LOG_RATIO`.
-    proposals:  (..., 4), x1 y1 x2 y2 in pixels; broadcast against targets: (..., N, 1, 4) for targets of each class.
+    deltas:     (..., 4), normalised by means and deviations; dw and dh are cut off above `LARGEST_LOG_RATIO`.
+    proposals:  (..., 4), x1 y1 x2 y2 in pixels; broadcast against deltas: (..., N, 1, 4) for deltas of each class.
     Returns     (..., 4) float32, not clipped to an image.
     """
-    targets = ops.cast(targets, "float32") * np.array(deviations, "float32") + np.array(means, "float32")
-    dx, dy, dw, dh = corners(targets)
+    deltas = ops.cast(deltas, "float32") * np.array(deviations, "float32") + np.array(means, "float32")
+    dx, dy, dw, dh = corners(deltas)
     px, py, pw, ph = _centres_and_sizes(proposals)
     x = pw * dx + px  # eq. 1
     y = ph * dy + py  # eq. 2

@@ -12,35 +12,29 @@ EXTRA_LEVELS = ("pool", "conv_c5", "conv_p5")
 def fpn(features, strides, channels=256, extra=None, norm=None):
     """Levels of equal width, each of which knows what all coarser ones see.
 
-    features:  {key: (B, H, W, C)}, the levels of a backbone from fine to coarse: `{key: backbone(x)[key] for key in
-               (4, 8, 16, 32)}`. Keys are native strides. Each map is as large as the one before, or half as large.
+    features:  {native stride: (B, H, W, C)}, a backbone's maps, each as large as the one before, or half as large.
     strides:   {key: actual stride}, as `backbone.strides`.
-    channels:  int, of every level.
     extra:     None; "pool": one level more, every second pixel of the coarsest, as for Faster R-CNN (section 4.1);
                "conv_c5": two more by 3x3 convolutions of stride 2, the first of them on the backbone's coarsest map,
                as in RetinaNet (Lin et al. ICCV 2017, footnote 2); "conv_p5": on this network's, as in torchvision.
-    norm:      None, as in the paper, or one of `detseg.layers.norm.NORMS` after every convolution of the levels that
-               the backbone has.
+    norm:      None, as in the paper, or one of `detseg.layers.norm.NORMS` after all convolutions but those of `extra`.
     Returns    ({key: (B, H, W, channels)}, {key: actual stride}), from fine to coarse; extra levels have the keys
                twice and four times the last.
     """
     if extra is not None and extra not in EXTRA_LEVELS:
         raise ValueError(f"extra {extra!r}: expected None or one of {', '.join(EXTRA_LEVELS)}")
     keys = sorted(features)
+    last = coarser = keys[-1]
     levels, above = {}, None
-    for index in reversed(range(len(keys))):
-        key = keys[index]
+    for key in reversed(keys):
         merged = _convolve(features[key], channels, 1, norm, f"fpn_lateral{key}")
         if above is not None:
-            factor = strides[keys[index + 1]] // strides[key]
+            factor = strides[coarser] // strides[key]
             above = UpsampleNearestLike(factor, name=f"fpn_upsample{key}")(above, merged)
             merged = keras.layers.Add(name=f"fpn_merge{key}")([merged, above])
         levels[key] = _convolve(merged, channels, 3, norm, f"fpn_output{key}")
-        above = merged
-    levels = {key: levels[key] for key in keys}
-    strides = {key: strides[key] for key in keys}
+        above, coarser = merged, key
 
-    last = keys[-1]
     if extra == "pool":
         levels[2 * last] = keras.layers.MaxPooling2D(1, strides=2, name=f"fpn_pool{2 * last}")(levels[last])
     elif extra is not None:
@@ -48,7 +42,8 @@ def fpn(features, strides, channels=256, extra=None, norm=None):
         levels[2 * last] = _strided(source, channels, f"fpn_output{2 * last}")
         x = keras.layers.ReLU(name=f"fpn_relu{2 * last}")(levels[2 * last])
         levels[4 * last] = _strided(x, channels, f"fpn_output{4 * last}")
-    return levels, strides | {key: strides[last] * key // last for key in levels if key > last}
+    levels = dict(sorted(levels.items()))
+    return levels, {key: strides[min(key, last)] * max(key, last) // last for key in levels}
 
 
 def _convolve(x, channels, kernel_size, norm, name):
@@ -66,22 +61,16 @@ def _strided(x, channels, name):
 class UpsampleNearestLike(keras.layers.Layer):
     """Repeats every pixel of maps (B, h, w, C) `factor` times a side, and cuts them to a reference's size (B, H, W, K).
 
-    Pixel i takes pixel i // factor, also where H is no multiple of it, or the last one (H is up to factor - 1 beyond
-    h * factor where a layer has rounded an odd size down).
+    Pixel i takes pixel i // factor, or the last one: H may be beyond h * factor, where a layer has rounded it down.
     """
 
-    def __init__(self, factor, name=None, dtype=None):
-        super().__init__(name=name, dtype=dtype)
+    def __init__(self, factor, **options):
+        super().__init__(**options)
         self.factor = factor
 
     def call(self, maps, reference):
         height, width = ops.shape(reference)[1:3]
-        fits = all(
-            new is not None and old is not None and new <= old * self.factor
-            for old, new in zip(maps.shape[1:3], reference.shape[1:3], strict=True)
-        )
-        if not fits:
-            maps = ops.pad(maps, [(0, 0), (0, 1), (0, 1), (0, 0)], mode="symmetric")
+        maps = ops.pad(maps, [(0, 0), (0, 1), (0, 1), (0, 0)], mode="symmetric")
         maps = ops.repeat(ops.repeat(maps, self.factor, axis=1), self.factor, axis=2)
         return maps[:, :height, :width]
 
@@ -89,8 +78,4 @@ class UpsampleNearestLike(keras.layers.Layer):
         return (maps_shape[0], *reference_shape[1:3], maps_shape[3])
 
     def get_config(self):
-        return {
-            "name": self.name,
-            "factor": self.factor,
-            "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
-        }
+        return {**super().get_config(), "factor": self.factor}

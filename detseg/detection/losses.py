@@ -7,25 +7,24 @@ from detseg.detection.boxes import ciou, decode_boxes, encode_boxes, giou
 BOX_LOSSES = ("smooth_l1", "l1", "giou", "ciou")
 
 
-def box_losses(name, targets, proposals, boxes, deviations=(1, 1, 1, 1), beta=1 / 9):
+def box_losses(name, deltas, proposals, boxes, deviations=(1, 1, 1, 1), beta=1 / 9):
     """The loss of each predicted box.
 
-    name:        one of `BOX_LOSSES`. "smooth_l1" (Fast R-CNN, eq. 3) and "l1" compare `targets` with those of `boxes`,
-                 summed over the four; "giou" and "ciou" are 1 minus that overlap of the boxes themselves.
-    targets:     (..., 4), regression targets as the network says them, normalised by `deviations`.
-    proposals:   (..., 4), the boxes that they move: anchors or proposals. Padding may be of size 0.
-    boxes:       (..., 4), ground truth of each. Padding may be of size 0.
+    name:        one of `BOX_LOSSES`. "smooth_l1" (Fast R-CNN, eq. 3) and "l1" compare `deltas` with the targets of
+                 `boxes`, summed over the four; "giou" and "ciou" are 1 minus that overlap of the boxes themselves.
+    deltas:      (..., 4), as the network predicts them, normalised by `deviations`.
+    proposals:   (..., 4), the boxes that they move: anchors or proposals. Padding may be of size 0, as that of
+    boxes:       (..., 4), ground truth of each.
     deviations:  as in `encode_boxes`.
-    beta:        > 0: where smooth L1 changes from x^2 / (2 beta) to |x| - beta / 2. The paper: 1; RPN: 1/9.
+    beta:        > 0: where smooth L1 changes from x^2 / (2 beta) to |x| - beta / 2. The paper: 1; Detectron: 1/9.
     Returns      (...) float32; it and its gradient are finite for padding too.
     """
-    targets = ops.cast(targets, "float32")
-    if name in ("giou", "ciou"):
-        overlap = {"giou": giou, "ciou": ciou}[name]
-        return 1.0 - overlap(decode_boxes(targets, proposals, deviations=deviations), boxes)
+    deltas = ops.cast(deltas, "float32")
+    if overlap := {"giou": giou, "ciou": ciou}.get(name):
+        return 1.0 - overlap(decode_boxes(deltas, proposals, deviations=deviations), boxes)
     if name not in BOX_LOSSES:
         raise ValueError(f"name {name!r}: expected one of {', '.join(BOX_LOSSES)}")
-    errors = ops.abs(targets - encode_boxes(boxes, proposals, deviations=deviations))  # (..., 4)
+    errors = ops.abs(deltas - encode_boxes(boxes, proposals, deviations=deviations))  # (..., 4)
     if name == "smooth_l1":
         errors = ops.where(errors < beta, ops.square(errors) * (0.5 / beta), errors - 0.5 * beta)  # eq. 3
     return ops.sum(errors, axis=-1)
@@ -40,7 +39,6 @@ def sigmoid_focal_losses(logits, is_true, alpha=0.25, gamma=2.0):
     gamma:     >= 0, the focusing parameter.
     Returns    (...) float32.
     """
-    logits = ops.cast(logits, "float32")
 
     def parts(logits):
         """alpha_t (1 - p_t)^gamma, -log p_t, and the logit x_t of the right answer."""
@@ -64,4 +62,4 @@ def sigmoid_focal_losses(logits, is_true, alpha=0.25, gamma=2.0):
 
         return weights * cross_entropy, gradient
 
-    return losses(logits)
+    return losses(ops.cast(logits, "float32"))

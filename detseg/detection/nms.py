@@ -9,45 +9,15 @@ from detseg.detection.boxes import corners, pairwise_iou
 NO_SCORE = float(np.finfo("float32").min)  # of what must never be chosen
 
 
-def postprocess(
-    boxes,
-    scores,
-    score_threshold=0.05,
-    iou_threshold=0.5,
-    max_detections=100,
-    max_candidates=1000,
-    min_size=1e-2,
-    under_xla=False,
-):
-    """Detections from the boxes and class scores of proposals or anchors: `best_candidates`, then `suppress`.
+def best_pairs(scores, score_threshold, count):
+    """The `count` (C) pairs of a box and a class that score highest, above score_threshold.
 
-    Shapes and arguments are theirs; suppression is per class. Returns boxes (B, D, 4) float32, labels (B, D) int32,
-    scores (B, D) float32, valid (B, D) bool, by falling score, D = max_detections.
+    scores:   (B, N, K), without background.
+    Returns   scores (B, C), `NO_SCORE` where there is none; places (B, C) int32: place // K is the box, % K the class.
     """
-    candidates = best_candidates(boxes, scores, score_threshold, max_candidates, min_size)
-    return suppress(*candidates, iou_threshold, max_detections, under_xla)
-
-
-def best_candidates(boxes, scores, score_threshold=0.05, max_candidates=1000, min_size=1e-2):
-    """The pairs of a box and a class that score highest.
-
-    boxes:            (B, N, K, 4) of each class, or (B, N, 1, 4) of all.
-    scores:           (B, N, K), without background.
-    score_threshold:  only scores above it count.
-    max_candidates:   C, the number of pairs that are kept in each image; scores rank them, then places in (N, K).
-    min_size:         pixels; boxes that are narrower or lower don't count.
-    Returns           boxes (B, C, 4) float32, labels (B, C) int32 0..K-1, scores (B, C) float32, valid (B, C) bool.
-    """
-    boxes, scores = ops.stop_gradient(ops.cast(boxes, "float32")), ops.stop_gradient(ops.cast(scores, "float32"))
-    classes = scores.shape[-1]
-    good = ops.logical_and(scores > score_threshold, is_at_least(boxes, min_size))  # (B, N, K)
-    batch = ops.shape(scores)[0]
-    ranked = ops.reshape(ops.where(good, scores, NO_SCORE), (batch, ops.shape(scores)[1] * classes))  # (B, N * K)
-    scores, places = top_rows(ranked, max_candidates)
-    valid = scores > NO_SCORE
-    rows = places if boxes.shape[2] > 1 else places // classes
-    boxes = take_rows(ops.reshape(boxes, (batch, ops.shape(boxes)[1] * boxes.shape[2], 4)), rows)
-    return boxes, places % classes, ops.where(valid, scores, 0.0), valid
+    batch, boxes, classes = ops.shape(scores)
+    ranked = ops.where(scores > score_threshold, scores, NO_SCORE)
+    return top_rows(ops.reshape(ranked, (batch, boxes * classes)), count)
 
 
 def suppress(boxes, labels, scores, valid, iou_threshold=0.5, max_detections=100, under_xla=False):
@@ -73,8 +43,8 @@ def nms(boxes, scores, iou_threshold, max_detections, valid=None, labels=None, u
     max_detections:  D, the number that is kept at most.
     valid:           None or (B, N) bool: the others don't take part.
     labels:          None or (B, N) int >= 0: boxes with different labels don't suppress each other.
-    under_xla:       bool, whether XLA compiles this (model.jit_compile, tf.function(jit_compile=True)); there is no way
-                     to see that from here, and TensorFlow's kernel isn't for it. Makes no difference elsewhere.
+    under_xla:       bool, whether XLA compiles this (model.jit_compile, tf.function(jit_compile=True)), where
+                     TensorFlow's kernels don't work; there is no way to see that from here.
     Returns          indices (B, D) int32 into N by falling score, 0 where not kept; kept (B, D) bool.
     """
     boxes, scores = ops.stop_gradient(ops.cast(boxes, "float32")), ops.stop_gradient(ops.cast(scores, "float32"))
@@ -86,11 +56,8 @@ def nms(boxes, scores, iou_threshold, max_detections, valid=None, labels=None, u
 
 
 def _nms_by_fixpoint(boxes, scores, labels, iou_threshold, max_detections):
-    """Every backend: who is kept follows from who is kept among the better ones, until nothing changes.
-
-    After as many rounds as the longest chain of boxes that suppress each other this is the greedy choice: no other set
-    is its own consequence.
-    """
+    """Every backend: who is kept follows from who is kept among the better ones, until nothing changes; no other set
+    than the greedy choice is its own consequence."""
     scores, order = ops.top_k(scores, ops.shape(scores)[1])  # equals stay in order
     boxes = take_rows(boxes, order)
     exists = scores > NO_SCORE  # (B, N)
@@ -113,11 +80,8 @@ def _nms_by_fixpoint(boxes, scores, labels, iou_threshold, max_detections):
 
 
 def _nms_by_kernel(boxes, scores, labels, iou_threshold, max_detections):
-    """TensorFlow's own kernel, image by image: equal to `_nms_by_fixpoint` to rounding.
-
-    Boxes of one label get a cell of a square grid to themselves. That rounds their corners to float32 at the grid's
-    size, 1e-3 pixels for 80 classes in an image of 1333 pixels; without labels nothing is rounded.
-    """
+    """TensorFlow's own kernel, image by image, the boxes of each label in a cell of a square grid to themselves. That
+    rounds their corners to float32 at the grid's size: 1e-3 pixels for 80 classes in an image of 1333 pixels."""
     import tensorflow as tf
 
     if labels is not None:
@@ -129,14 +93,9 @@ def _nms_by_kernel(boxes, scores, labels, iou_threshold, max_detections):
         boxes = boxes + ops.concatenate([cell, cell], axis=-1)
 
     def of_an_image(inputs):
-        indices, count = tf.raw_ops.NonMaxSuppressionV4(
-            boxes=inputs[0],
-            scores=inputs[1],
-            max_output_size=max_detections,
-            iou_threshold=iou_threshold,
-            score_threshold=NO_SCORE,  # a score must be above it
-            pad_to_max_output_size=True,
-        )
+        most = {"max_output_size": max_detections, "pad_to_max_output_size": True}
+        least = {"iou_threshold": iou_threshold, "score_threshold": NO_SCORE}  # a score must be above it
+        indices, count = tf.raw_ops.NonMaxSuppressionV4(boxes=inputs[0], scores=inputs[1], **most, **least)
         return tf.ensure_shape(indices, (max_detections,)), tf.range(max_detections) < count
 
     if boxes.shape[0] is None:
@@ -145,19 +104,16 @@ def _nms_by_kernel(boxes, scores, labels, iou_threshold, max_detections):
     return tf.stack(indices), tf.stack(kept)
 
 
-# ----- rows of batches -----------------------------------------------------------------------------------------------
-
-
 def top_rows(scores, count):
-    """The `count` highest scores of each image, of equals the first, even where there are not that many.
+    """The highest scores of each image, of equals the first, also where N, static or not, is less than `count`.
 
-    scores:   (B, N) float32, N any number, static or not.
+    scores:   (B, N) float32.
     Returns   scores (B, count), `NO_SCORE` where there is none; places (B, count) int32 in N, 0 where there is none.
     """
     present = ops.shape(scores)[1]
     if isinstance(present, int) and present >= count:
         return ops.top_k(scores, count)
-    missing = max(count - present, 0) if isinstance(present, int) else ops.maximum(count - present, 0)
+    missing = count - present if isinstance(present, int) else ops.maximum(count - present, 0)
     scores = ops.pad(scores, [(0, 0), (0, missing)], constant_values=NO_SCORE)
     scores, places = ops.top_k(scores, count)
     return scores, ops.where(places < present, places, 0)

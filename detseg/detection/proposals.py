@@ -1,48 +1,36 @@
-"""Proposals: which of a region proposal network's boxes go on, and which anchors and proposals are trained on, in fixed
-numbers (Faster R-CNN, sections 3.1.3 and 3.3; Fast R-CNN, section 2.3)."""
+"""Which of a region proposal network's boxes go on; which anchors and proposals are trained on, in fixed numbers."""
 
 import keras
 from keras import ops
 
 from detseg.detection.boxes import clip_boxes, decode_boxes
-from detseg.detection.matching import BACKGROUND, FOREGROUND, match
+from detseg.detection.matching import BACKGROUND, FOREGROUND, match_boxes
 from detseg.detection.nms import NO_SCORE, is_at_least, nms, take_rows, top_rows
+
+MIN_SIZE = 1e-3  # pixels, of proposals
 
 
 def select_proposals(
-    scores,
-    targets,
-    anchors,
-    image_sizes,
-    max_candidates=2000,
-    max_proposals=1000,
-    iou_threshold=0.7,
-    min_size=1e-3,
-    under_xla=False,
+    scores, deltas, anchors, image_sizes, max_candidates, max_proposals, iou_threshold, under_xla=False
 ):
-    """The boxes of highest objectness after non-maximum suppression on each level by itself (FPN, section 4.1).
+    """The boxes of highest objectness after suppression on each level by itself (section 3.3; FPN, section 4.1).
 
-    scores:          for each level (B, N), logits of objectness (or anything that ranks).
-    targets:         for each level (B, N, 4), regression targets of `decode_boxes`.
-    anchors:         for each level (N, 4).
-    image_sizes:     (B, 2), height and width of each image, to which boxes are clipped.
-    max_candidates:  of each level, before suppression (the paper: 12000 in training, 6000 in testing).
-    max_proposals:   P, of all levels together (the paper: 2000 in training, 300 in testing).
-    min_size:        pixels; boxes that are narrower or lower after clipping are dropped.
-    under_xla:       as in `nms`.
-    Returns          proposals (B, P, 4), zeros where there are fewer; scores (B, P) as given, by falling score, and
-                     valid (B, P) bool. No gradient flows through them.
+    scores, deltas, anchors:  for each level (B, N), logits of objectness; (B, N, 4), for `decode_boxes`; (N, 4).
+    image_sizes:              (B, 2), to which boxes are clipped; those smaller than `MIN_SIZE` then are dropped.
+    max_candidates:           of each level, before suppression.
+    max_proposals:            P, of all levels together.
+    Returns                   proposals (B, P, 4), zeros where there are fewer; scores (B, P), falling; valid (B, P)
+                              bool; no gradient flows.
     """
     kept_boxes, kept_scores = [], []
-    for level_scores, level_targets, level_anchors in zip(scores, targets, anchors, strict=True):
+    for level_scores, level_deltas, level_anchors in zip(scores, deltas, anchors, strict=True):
         level_scores = ops.stop_gradient(ops.cast(level_scores, "float32"))
         present = level_scores.shape[1]
         candidates = max_candidates if present is None else min(max_candidates, present)
         level_scores, places = top_rows(level_scores, candidates)  # (B, C)
-        moves = take_rows(ops.stop_gradient(level_targets), places)  # (B, C, 4)
-        boxes = decode_boxes(moves, ops.take(level_anchors, places, axis=0))
-        boxes = clip_boxes(boxes, image_sizes)
-        valid = ops.logical_and(level_scores > NO_SCORE, is_at_least(boxes, min_size))
+        candidate_deltas = take_rows(ops.stop_gradient(level_deltas), places)  # (B, C, 4)
+        boxes = clip_boxes(decode_boxes(candidate_deltas, ops.take(level_anchors, places, axis=0)), image_sizes)
+        valid = ops.logical_and(level_scores > NO_SCORE, is_at_least(boxes, MIN_SIZE))
         count = min(candidates, max_proposals)
         indices, kept = nms(boxes, level_scores, iou_threshold, count, valid, under_xla=under_xla)
         kept_boxes.append(take_rows(boxes, indices))
@@ -54,14 +42,14 @@ def select_proposals(
 
 
 def sample(states, count, foreground_share, seed):
-    """Anchors or proposals to train on, drawn at random, in a fixed number.
+    """Anchors or proposals to train on, drawn at random (section 3.1.3; Fast R-CNN, section 2.3).
 
     states:            (B, N) int32 of `match`.
-    count:             S, of each image: 256 anchors, 128 or 512 proposals.
-    foreground_share:  at most this share is foreground (0.5 of anchors, 0.25 of proposals); background fills up.
+    count:             S, of each image.
+    foreground_share:  at most this share is foreground; background fills up.
     seed:              keras.random.SeedGenerator, or an int for the same draw every time.
     Returns            indices (B, S) int32 into N, foreground first, 0 where not valid; valid (B, S) bool, False where
-                       there are not enough. Foreground: `take_rows(states, indices) == FOREGROUND`, where valid.
+                       there are not enough.
     """
     keys = keras.random.uniform(ops.shape(states), seed=seed)  # (B, N)
     most = int(count * foreground_share)
@@ -70,33 +58,21 @@ def sample(states, count, foreground_share, seed):
     is_foreground = foreground_keys > NO_SCORE  # (B, most)
     room = count - ops.sum(ops.cast(is_foreground, "int32"), axis=1, keepdims=True)  # (B, 1)
     is_background = ops.logical_and(background_keys > NO_SCORE, ops.arange(count) < room)  # (B, S)
-    drawn = ops.concatenate([is_foreground, is_background], axis=1)
     indices = ops.concatenate([foreground, background], axis=1)
-    drawn, places = ops.top_k(ops.cast(drawn, "float32"), count)  # to the front, in order
+    drawn = ops.cast(ops.concatenate([is_foreground, is_background], axis=1), "float32")
+    drawn, places = ops.top_k(drawn, count)  # to the front, in order
     valid = drawn > 0
     return ops.where(valid, take_rows(indices, places), 0), valid
 
 
 def sample_proposals(
-    proposals,
-    proposals_valid,
-    boxes,
-    valid,
-    seed,
-    count=512,
-    foreground_share=0.25,
-    foreground=0.5,
-    background=(0.0, 0.5),
-    crowd=None,
+    proposals, proposals_valid, boxes, valid, crowd, foreground, background, count, foreground_share, seed
 ):
     """Proposals to train a head on, with the ground truth that they stand for.
 
     The ground truth boxes are proposals too, as in the papers' code: at the start of training there are no better ones.
 
-    proposals, proposals_valid:  (B, P, 4), (B, P) bool, of `select_proposals`.
-    boxes, valid, crowd:         (B, G, 4), (B, G) bool, None or (B, G) bool: ground truth, as in `match`.
-    count, foreground_share, seed:  as in `sample`.
-    foreground, background:      IoUs, as in `match`.
+    proposals, proposals_valid:  (B, P, 4), (B, P) bool, of `select_proposals`; the rest as in `match_boxes`, `sample`.
     Returns                      proposals (B, S, 4); matched (B, S) int32, each one's box, 0..G-1; is_foreground
                                  (B, S) bool, background otherwise; valid (B, S) bool.
     """
@@ -104,7 +80,7 @@ def sample_proposals(
     objects = valid if crowd is None else ops.logical_and(valid, ops.logical_not(crowd))
     proposals = ops.concatenate([proposals, boxes], axis=1)  # (B, P + G, 4)
     usable = ops.concatenate([proposals_valid, objects], axis=1)
-    matched, states = match(proposals, boxes, valid, foreground, background, crowd=crowd, usable=usable)
+    matched, states = match_boxes(proposals, boxes, valid, foreground, background, crowd=crowd, usable=usable)
     indices, drawn = sample(states, count, foreground_share, seed)
     is_foreground = ops.logical_and(drawn, ops.equal(take_rows(states, indices), FOREGROUND))
     proposals = ops.where(drawn[..., None], take_rows(proposals, indices), 0.0)

@@ -11,45 +11,30 @@ from keras import ops
 from detseg.detection.boxes import box_area, corners
 
 
-def assign_levels(boxes, first, last, canonical_size=224, canonical_level=4):
+def assign_levels(boxes, first, last, canonical=(224, 4)):
     """The pyramid level for regions of each size (FPN, eq. 1).
 
-    boxes:            (..., 4).
-    first, last:      the finest and coarsest level k that there are; level k has stride 2 ** k.
-    canonical_size, canonical_level:  a region of this size in pixels (square root of its area) belongs to this level.
-    Returns           (...) int32, 0 for `first`. A size within 1e-6 octaves below a boundary is taken to be on it, as
-                      in torchvision.
+    first, last:  the finest and coarsest level k that there are; level k has stride 2 ** k.
+    canonical:    (size, level): a region of this size in pixels (square root of its area) belongs to this level.
+    Returns       (...) int32, 0 for `first`. 1e-6 octaves below a boundary are on it, as in torchvision.
     """
     size = ops.sqrt(box_area(ops.stop_gradient(boxes)))
-    level = ops.floor(canonical_level + ops.log2(size / canonical_size) + 1e-6)  # -inf for an empty box
+    level = ops.floor(canonical[1] + ops.log2(size / canonical[0]) + 1e-6)  # -inf for an empty box
     return ops.cast(ops.clip(level, first, last) - first, "int32")
 
 
 def roi_align(
-    features,
-    boxes,
-    strides,
-    output_size=7,
-    sampling_ratio=2,
-    aligned=False,
-    canonical_size=224,
-    canonical_level=4,
-    under_xla=False,
+    features, boxes, strides, output_size=7, sampling_ratio=2, aligned=False, canonical=(224, 4), under_xla=False
 ):
     """Each region's features on a grid of output_size x output_size bins, each the mean of bilinear samples.
 
-    features:        list of (B, H, W, C) maps, from fine to coarse: one, or levels of which `assign_levels` takes one
-                     for each region.
+    features:        list of (B, H, W, C) maps, from fine to coarse: one, or levels to `assign_levels` from.
     boxes:           (B, R, 4) in pixels of the image; of padding, too, something finite comes back. R may be 0.
     strides:         list, of each map; powers of two where there are several.
     sampling_ratio:  samples in a bin, along each side.
-    aligned:         True: pixel i of a map lies at (i + 0.5) * stride, where our half-open coordinates have it. False:
-                     at i * stride, and regions are at least one pixel of the map wide and high: what torchvision's
-                     detectors use. A sample up to one pixel beyond the outermost pixels takes their value, one further
-                     out is 0.
-    canonical_size, canonical_level:  of `assign_levels`.
-    under_xla:       bool, whether XLA compiles this (model.jit_compile, tf.function(jit_compile=True)): TensorFlow's
-                     kernel does not compile there, and there is no way to see that from here.
+    aligned:         True: pixel i of a map lies at (i + 0.5) * stride, as in our half-open coordinates. False: at
+                     i * stride, and regions are at least one pixel of the map wide and high, as in torchvision's
+                     detectors. A sample up to a pixel beyond the outermost ones takes their value, beyond that it is 0.
     Returns          (B, R, output_size, output_size, C) in the features' dtype; computed in float32. The gradient flows
                      to the features, not to the boxes.
     """
@@ -60,7 +45,7 @@ def roi_align(
         levels = ops.zeros_like(boxes[..., 0], dtype="int32")
     else:
         first, last = (round(math.log2(stride)) for stride in (strides[0], strides[-1]))
-        levels = assign_levels(boxes, first, last, canonical_size, canonical_level)
+        levels = assign_levels(boxes, first, last, canonical)
     on_kernel = keras.backend.backend() == "tensorflow" and not under_xla
     pool = _align_by_kernel if on_kernel else _align_by_gathering
     return ops.cast(pool(features, boxes, levels, strides, output_size, sampling_ratio, aligned), dtype)
@@ -75,16 +60,13 @@ def _spans(boxes, scale, aligned):
     return (y1, height), (x1, width)
 
 
-# ----- by gathering: every backend, and XLA --------------------------------------------------------------------------
-
-
 def _align_by_gathering(features, boxes, levels, strides, output_size, sampling_ratio, aligned):
-    """One table of the pixels of all maps, from which each bin adds up the neighbours of its samples."""
+    """Every backend, and XLA: a table of the pixels of all maps, from which bins add up their samples' neighbours."""
     batch, channels = ops.shape(features[0])[0], features[0].shape[-1]
     sizes = [ops.shape(x)[1:3] for x in features]
     counts = [height * width for height, width in sizes]
-    table = ops.concatenate([ops.reshape(x, (batch, n, channels)) for x, n in zip(features, counts, strict=True)], 1)
     pixels = sum(counts)
+    table = ops.concatenate([ops.reshape(x, (batch, n, channels)) for x, n in zip(features, counts, strict=True)], 1)
     table = ops.reshape(table, (batch * pixels, channels))
 
     def of_level(values, dtype):
@@ -92,12 +74,12 @@ def _align_by_gathering(features, boxes, levels, strides, output_size, sampling_
         return ops.take(ops.stack([ops.cast(value, dtype) for value in values]), levels)
 
     down, across = _spans(boxes, of_level([1 / stride for stride in strides], "float32"), aligned)
-    bins = (output_size, sampling_ratio)
-    rows, row_weights = _neighbours(*down, of_level([height for height, _ in sizes], "float32"), *bins)
-    columns, column_weights = _neighbours(*across, of_level([width for _, width in sizes], "float32"), *bins)
+    bins, (heights, widths) = (output_size, sampling_ratio), zip(*sizes, strict=True)
+    rows, row_weights = _neighbours(*down, of_level(heights, "float32"), *bins)
+    columns, column_weights = _neighbours(*across, of_level(widths, "float32"), *bins)
     starts = of_level([sum(counts[:level]) for level in range(len(counts))], "int32")  # (B, R)
     starts = starts + ops.cast(ops.arange(batch) * pixels, "int32")[:, None]
-    rows = rows * of_level([width for _, width in sizes], "int32")[..., None, None] + starts[..., None, None]
+    rows = rows * of_level(widths, "int32")[..., None, None] + starts[..., None, None]
 
     pooled = 0.0
     for i in range(2 * sampling_ratio):
@@ -109,11 +91,10 @@ def _align_by_gathering(features, boxes, levels, strides, output_size, sampling_
 
 
 def _neighbours(start, length, size, output_size, sampling_ratio):
-    """The pixels of a line between which the samples of each bin lie, and their weights.
+    """The pixels of a line between which the samples of each bin lie, and their weights, which sum to 1 in a bin.
 
     start, length, size:  (B, R), of the region and of the line.
-    Returns               places (B, R, P, 2 * sampling_ratio) int32 and weights, float32, which sum to 1 in a bin
-                          unless samples lie outside.
+    Returns               places int32 and weights, (B, R, P, 2 * sampling_ratio).
     """
     samples = output_size * sampling_ratio
     size = size[..., None]
@@ -128,14 +109,10 @@ def _neighbours(start, length, size, output_size, sampling_ratio):
     return ops.reshape(ops.cast(ops.stack([low, high], axis=-1), "int32"), shape), ops.reshape(weights, shape)
 
 
-# ----- by TensorFlow's kernel ----------------------------------------------------------------------------------------
-
-
 def _align_by_kernel(features, boxes, levels, strides, output_size, sampling_ratio, aligned):
     """tf.image.crop_and_resize takes the samples, level by level; a mean over each bin. Several times faster on CPUs.
 
-    It has 0 beyond the outermost pixels: with a border that repeats them, that begins a pixel further out. (Where a
-    sample lies on that limit to the last bit, rounding decides.)
+    It has 0 beyond the outermost pixels: with a border that repeats them, that begins a pixel further out.
     """
     import tensorflow as tf
 
@@ -154,8 +131,7 @@ def _align_by_kernel(features, boxes, levels, strides, output_size, sampling_rat
             first_sample = start + 0.5 * length / samples
             edges.append([(first_sample + 1) / last, (first_sample + length * (samples - 1) / samples + 1) / last])
         (y1, y2), (x1, x2) = edges
-        corners_of_samples = tf.stack([y1, x1, y2, x2], axis=-1)
-        sampled = _crop_and_resize(padded, corners_of_samples, tf.gather(images, part), samples)
+        sampled = _crop_and_resize(padded, tf.stack([y1, x1, y2, x2], axis=-1), tf.gather(images, part), samples)
         pooled.append(tf.nn.avg_pool2d(sampled, sampling_ratio, sampling_ratio, "VALID"))
     pooled = tf.dynamic_stitch(parts, pooled)
     return tf.reshape(pooled, (batch, regions, output_size, output_size, features[0].shape[-1]))
@@ -164,12 +140,10 @@ def _align_by_kernel(features, boxes, levels, strides, output_size, sampling_rat
 def _crop_and_resize(maps, regions, images, samples):
     """tf.image.crop_and_resize of maps (B, H, W, C) to (N, samples, samples, C), with a gradient that is right.
 
-    TensorFlow's own adds up regions in several threads at once, without locks, and so loses some of what it adds (up to
-    a quarter of a pixel's gradient was seen), in each run another part; unless it is told to be deterministic, as
-    training does. Otherwise samples are added here, which takes three times as long.
+    TensorFlow's own adds up regions in several threads without locks and loses up to a quarter of a pixel's gradient,
+    unless it is told to be deterministic, as training does. Otherwise samples are added here, in three times the time.
 
-    regions:  (N, 4), y1 x1 y2 x2, 0 and 1 being the outermost pixels.
-    images:   (N,) int32.
+    regions, images:  (N, 4) y1 x1 y2 x2, 0 and 1 being the outermost pixels; (N,) int32.
     """
     import tensorflow as tf
 
@@ -188,28 +162,27 @@ def _crop_and_resize(maps, regions, images, samples):
 
 
 def _added_to_pixels(upstream, shape, regions, images, samples):
-    """Samples (N, samples, samples, C) added to the pixels (B, H, W, C) between which they were taken, by shares."""
+    """Samples (N, samples, samples, C) added by shares to the pixels (B, H, W, C) between which they were taken."""
     import tensorflow as tf
 
     lines = []
     for axis in (0, 1):
         last = tf.cast(shape[1 + axis] - 1, tf.float32)
-        first, final = regions[:, axis, None] * last, regions[:, 2 + axis, None] * last
-        steps = tf.range(samples, dtype=tf.float32) / (samples - 1) if samples > 1 else 0.5
-        centres = first + (final - first) * steps  # (N, samples)
+        # Not first + (final - first) * steps, of which TensorFlow's graph optimizer makes a product of wrong shapes.
+        centres = tf.linspace(regions[:, axis] * last, regions[:, 2 + axis] * last, samples, axis=1)  # (N, samples)
         inside = tf.cast((centres >= 0) & (centres <= last), tf.float32)
         low = tf.clip_by_value(tf.floor(centres), 0, last)
         share = centres - low
         lines.append([(low, inside * (1 - share)), (tf.minimum(low + 1, last), inside * share)])
-    total = tf.zeros((shape[0] * shape[1] * shape[2], upstream.shape[-1]))
+    channels = upstream.shape[-1]
+    total = tf.zeros((shape[0] * shape[1] * shape[2], channels))
     for row, row_weight in lines[0]:
         for column, column_weight in lines[1]:
             place = tf.cast(row, tf.int32)[:, :, None] * shape[2] + tf.cast(column, tf.int32)[:, None, :]
             place += (images * shape[1] * shape[2])[:, None, None]
             weighted = upstream * (row_weight[:, :, None] * column_weight[:, None, :])[..., None]
-            weighted = tf.reshape(weighted, (-1, upstream.shape[-1]))
             # One after the other: TensorFlow adds up a list of maps in any order, with other roundings in each run.
-            total = tf.tensor_scatter_nd_add(total, tf.reshape(place, (-1, 1)), weighted)
+            total = tf.tensor_scatter_nd_add(total, tf.reshape(place, (-1, 1)), tf.reshape(weighted, (-1, channels)))
     return tf.reshape(total, shape)
 
 
@@ -223,29 +196,30 @@ def roi_pool(features, boxes, stride, output_size=7, inside=False):
 
     features:  (B, H, W, C); where H or W is not static, it is at most 511.
     boxes:     (B, R, 4) in pixels of the image; R may be 0.
-    inside:    bool, whether all boxes are known to lie inside the map, as proposals do. Bins are small then, and a
-               fraction of the windows is enough.
+    inside:    bool, whether all boxes are known to lie inside the map, as proposals do: bins are small then.
     Returns    (B, R, output_size, output_size, C) in the features' dtype; 0 where a bin lies outside the map. The
                gradient flows to the features, not to the boxes.
 
-    A bin is the union of four windows whose sides are powers of two, and the maxima of all such windows are made by
-    doubling: a map for every pair of sides, but then four look-ups for a bin, however large. Where the maxima lie is
-    kept beside them, so that the gradient needn't find its way back through all these maps.
+    A bin is the union of four windows whose sides are powers of two. The maxima of all such windows are made by
+    doubling, with their places, so that the gradient needn't find its way back through all these maps.
     """
     batch, height, width = ops.shape(features)[:3]
     channels = features.shape[-1]
-    steps = [_window_steps(n or _LARGEST_MAP, output_size, inside) for n in features.shape[1:3]]
+    # The longest bin that there can be along each axis; rounding makes regions a pixel longer.
+    longest = [n or _LARGEST_MAP for n in features.shape[1:3]]
+    if inside:
+        longest = [-(-(n + 1) // output_size) + 1 for n in longest]
+    steps = [n.bit_length() for n in longest]  # windows' sides, 1, 2, 4 and so on
     values, places = _window_maxima(ops.stop_gradient(features), *steps)  # (B * steps * steps * H * W, C) each
 
-    x1, y1, x2, y2 = (_round(x / stride) for x in corners(ops.stop_gradient(boxes)))  # (B, R)
+    scaled = (x / stride for x in corners(ops.stop_gradient(boxes)))  # rounded, halves away from 0:
+    x1, y1, x2, y2 = (ops.cast(ops.sign(x) * ops.floor(ops.abs(x) + 0.5), "int32") for x in scaled)  # (B, R)
     step_down, rows, some_down = _bins(y1, y2, height, output_size, steps[0])  # (B, R, P)
     step_across, columns, some_across = _bins(x1, x2, width, output_size, steps[1])
     image = ops.cast(ops.arange(batch), "int32")[:, None, None, None]
     window = (image * steps[0] + step_down[..., :, None]) * steps[1] + step_across[..., None, :]  # (B, R, P, P)
-    corners_of_bins = [
-        (window * height + row[..., :, None]) * width + column[..., None, :] for row in rows for column in columns
-    ]
-    candidates = [(ops.take(values, i, axis=0), ops.take(places, i, axis=0)) for i in corners_of_bins]
+    firsts = [(window * height + y[..., :, None]) * width + x[..., None, :] for y in rows for x in columns]
+    candidates = [(ops.take(values, i, axis=0), ops.take(places, i, axis=0)) for i in firsts]
     _, place = functools.reduce(_larger, candidates)  # (B, R, P, P, C)
 
     place = (image[..., None] * (height * width) + place) * channels + ops.arange(channels, dtype="int32")
@@ -254,16 +228,9 @@ def roi_pool(features, boxes, stride, output_size=7, inside=False):
     return ops.where(some[..., None], pooled, ops.cast(0.0, features.dtype))
 
 
-def _window_steps(size, output_size, inside):
-    """How many windows' sides, 1, 2, 4 and so on, bins along an axis of `size` pixels can need."""
-    longest = -(-(size + 1) // output_size) + 1 if inside else size  # rounding makes regions a pixel longer
-    return longest.bit_length()
-
-
 def _window_maxima(maps, steps_down, steps_across):
-    """The largest of the 2 ** i x 2 ** j pixels from each pixel on, for all i, and for each all j.
+    """The largest of the 2 ** i x 2 ** j pixels of maps (B, H, W, C) from each pixel on, for all i, and for each all j.
 
-    maps:    (B, H, W, C).
     Returns  the maxima and their places y * W + x, both as rows (B * steps_down * steps_across * H * W, C).
     """
     height, width = ops.shape(maps)[1:3]
@@ -287,20 +254,16 @@ def _larger(first, second):
 
 def _later(maxima, distance, axis):
     """What lies that many pixels on; nothing beyond the edge."""
-    size = ops.shape(maxima[0])[axis]
-    missing = min(distance, size) if isinstance(size, int) else ops.minimum(distance, size)
-    pads = [(0, missing) if i == axis else (0, 0) for i in range(4)]
-    values, places = (x[:, distance:] if axis == 1 else x[:, :, distance:] for x in maxima)
-    return ops.pad(values, pads, constant_values=float("-inf")), ops.pad(places, pads)
+    pads = [(0, distance) if i == axis else (0, 0) for i in range(4)]
+    padded = ops.pad(maxima[0], pads, constant_values=float("-inf")), ops.pad(maxima[1], pads)
+    return tuple(x[:, distance:] if axis == 1 else x[:, :, distance:] for x in padded)
 
 
 def _bins(first, last, size, output_size, steps):
     """The pixels of a line that belong to each bin of a region, as two windows of a power of two that cover them.
 
     first, last:  (B, R) int32, the region's first and last pixel.
-    steps:        the number of windows' sides that there are.
-    Returns       the power (B, R, P), the windows' first pixels, two of (B, R, P), int32; (B, R, P) bool, whether the
-                  bin has pixels.
+    Returns       (B, R, P) each: the power, two of the windows' first pixels, and whether the bin has pixels.
     """
     length = ops.maximum(last - first + 1, 1)[..., None]
     edges = np.arange(output_size + 1, dtype="int32")
@@ -313,8 +276,3 @@ def _bins(first, last, size, output_size, steps):
     powers = 2 ** np.arange(1, steps, dtype="int32")
     step = ops.sum(ops.cast((end - start)[..., None] >= powers, "int32"), axis=-1)  # log2, rounded down
     return step, (start, end - 2**step), some
-
-
-def _round(x):
-    """To whole numbers, int32, halves away from 0."""
-    return ops.cast(ops.sign(x) * ops.floor(ops.abs(x) + 0.5), "int32")

@@ -1,4 +1,4 @@
-"""A model and what follows it as one compiled function."""
+"""A model and what follows it as one compiled function of its weights (model.predict costs 100 ms more a call)."""
 
 import functools
 
@@ -6,45 +6,37 @@ import keras
 
 
 def compile_forward(model, postprocess):
-    """A model and what follows it as one compiled function. (model.predict costs 100 ms more a call.)
+    """Function (images uint8 (B, h, w, C), size or None) -> what `postprocess` makes of the logits.
 
-    postprocess:  function (logits (B, h, w, K), height, width) -> tuple of tensors; height and width are None where the
-                  result has the images' own size.
-    Returns       function (images uint8 (B, h, w, C), size) -> that tuple; size is (height, width) or None.
+    postprocess:  function (logits (B, h, w, K), height, width) -> tuple of tensors; None, None where size is None.
     """
-    compilers = {"tensorflow": _compile_tensorflow, "jax": _compile_jax}
-    return compilers[keras.backend.backend()](model, postprocess)
+    images, length = ((None, *model.input_shape[1:]), "uint8"), ((), "int32")
 
-
-def _compile_tensorflow(model, postprocess):
-    """Two graphs for images of all sizes, without and with resizing: a new size traces nothing."""
-    import tensorflow as tf
-
-    images = tf.TensorSpec((None, None, None, model.input_shape[-1]), tf.uint8)
-    length = tf.TensorSpec((), tf.int32)
-
-    @tf.function(input_signature=[images])
-    def forward(images):
-        return postprocess(model(images, training=False), None, None)
-
-    @tf.function(input_signature=[images, length, length])
-    def forward_resized(images, height, width):
+    def forward(images, height=None, width=None):
         return postprocess(model(images, training=False), height, width)
 
-    return lambda images, size: forward(images) if size is None else forward_resized(images, *size)
+    plain, resized = compile_for(model, forward, images), compile_for(model, forward, images, length, length)
+    return lambda images, size: plain(images) if size is None else resized(images, *size)
 
 
-def _compile_jax(model, postprocess):
-    """One executable an image size, kept by jax.jit."""
+def compile_for(model, function, *arguments):
+    """A function that calls the model, compiled: by TensorFlow once for all sizes, by JAX once for each size.
+
+    arguments:  the (shape, dtype) of each; numbers, of shape (), are sizes.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        signature = [tf.TensorSpec(*argument) for argument in arguments]
+        # Nothing is there for autograph to convert, which takes seconds.
+        return tf.function(function, input_signature=signature, autograph=False)
     import jax
 
-    @functools.partial(jax.jit, static_argnums=2)
-    def forward(variables, images, size):
-        logits, _ = model.stateless_call(*variables, images, training=False)
-        return postprocess(logits, *(size or (None, None)))
+    sizes = [index for index, (shape, _) in enumerate(arguments, 1) if shape == ()]
 
-    def call(images, size):
-        variables = [[v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables)]
-        return forward(variables, images, size)
+    @functools.partial(jax.jit, static_argnums=sizes)
+    def compiled(values, *arguments):
+        with keras.StatelessScope(state_mapping=list(zip(model.variables, values, strict=True))):
+            return function(*arguments)
 
-    return call
+    return lambda *arguments: compiled([variable.value for variable in model.variables], *arguments)

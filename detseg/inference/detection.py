@@ -1,69 +1,62 @@
-"""One image through a detector: resized as the config says, padded, detected, mapped back to its original size."""
+"""Images through a detector: resized as the config says, padded, detected, mapped back to their original size."""
 
 import keras
 import numpy as np
 
 from detseg.data.augment import resize_image, resized_size
 from detseg.data.buckets import padded_images, single_image_shape
-from detseg.inference.prediction import Prediction
+from detseg.inference.compile import compile_for
+from detseg.inference.prediction import DetectionPredictionOptions, Prediction
+
+PLAIN = DetectionPredictionOptions()
 
 
 class DetectionInference:
-    """A detector as a function of one uint8 image (H, W, C) of any size -> Prediction.
+    """A detector as a function of uint8 images (H, W, C) of any size -> Prediction, also while it trains.
 
-    It reads the model's weights at each call, so it stays valid while the model trains.
-
-    model:            FasterRCNN, RetinaNet, or what has their `detect`.
-    resize:           the config's data.resize. With {shorter, longer} images are padded to the few shapes that training
-                      has too, otherwise to multiples of 32.
-    score_threshold:  only detections of a score above it; None: the model's own.
-    max_detections:   None: the model's own.
+    model:   FasterRCNN, RetinaNet, or what has their `detect` and `options`.
+    resize:  the config's data.resize. With {shorter, longer} images are padded to training's few shapes, otherwise to
+             multiples of 32.
     """
 
-    def __init__(self, model, resize=None, score_threshold=None, max_detections=None):
-        self._resize = resize
-        self._detect = _COMPILERS[keras.backend.backend()](model, score_threshold, max_detections)
+    def __init__(self, model, resize=None):
+        self._model, self._resize, self._compiled = model, resize, {}
 
-    def __call__(self, image):
-        size = image.shape[:2]
-        resized = resize_image(image, *resized_size(self._resize, *size))
-        height, width = resized.shape[:2]
-        padded = padded_images([resized], single_image_shape(self._resize, (height, width)))
-        detections = self._detect(padded, np.array([[height, width]], "float32"))
-        boxes, labels, scores, valid = (np.asarray(part)[0] for part in detections)
+    def __call__(self, image, options=PLAIN):
+        """The Prediction of one image. options: DetectionPredictionOptions."""
+        return self.batch([image], options)[0]
+
+    def batch(self, images, options=PLAIN):
+        """The Predictions of images of one size, list of (H, W, C), which go through the model together."""
+        size = images[0].shape[:2]
+        resized = [resize_image(image, *resized_size(self._resize, *size)) for image in images]
+        height, width = resized[0].shape[:2]
+        padded = padded_images(resized, single_image_shape(self._resize, (height, width)))
+        sizes = np.array([[height, width]] * len(images), "float32")
+        detections = [np.asarray(part) for part in self._detect(options)(padded, sizes)]
         factors = np.array([size[1] / width, size[0] / height] * 2, "float32")  # 1 where nothing was resized
         limits = np.array([size[1], size[0]] * 2, "float32")
-        return Prediction(
-            boxes=np.minimum(boxes[valid] * factors, limits),
-            labels=labels[valid].astype("int64"),
-            scores=scores[valid],
+        predictions = []
+        for boxes, labels, scores, valid in zip(*detections, strict=True):
+            if options.score_threshold is not None:
+                valid = valid & (scores > options.score_threshold)
+            kept = np.flatnonzero(valid)[: options.max_detections]
+            boxes, labels = np.minimum(boxes[kept] * factors, limits), labels[kept].astype("int64")
+            predictions.append(Prediction(boxes=boxes, labels=labels, scores=scores[kept]))
+        return predictions
+
+    def _detect(self, options):
+        """The compiled function for these options. Those within the model's own only choose among what that finds, so
+        that hardly ever more than one is compiled."""
+        own, threshold, most = self._model.options, options.score_threshold, options.max_detections
+        key = (
+            None if threshold is None or threshold >= own.score_threshold else 0.0,
+            None if most is None or most <= own.max_detections else most,
         )
-
-
-def _compile_tensorflow(model, score_threshold, max_detections):
-    """One graph for images of all sizes."""
-    import tensorflow as tf
-
-    images = tf.TensorSpec((None, None, None, model.channels), tf.uint8)
-    sizes = tf.TensorSpec((None, 2), tf.float32)
-
-    @tf.function(input_signature=[images, sizes], autograph=False)  # nothing to convert, which takes seconds
-    def detect(images, sizes):
-        return model.detect(images, sizes, score_threshold, max_detections)
-
-    return detect
-
-
-def _compile_jax(model, score_threshold, max_detections):
-    """One executable an image size, kept by jax.jit."""
-    import jax
-
-    @jax.jit
-    def detect(values, images, sizes):
-        with keras.StatelessScope(state_mapping=list(zip(model.variables, values, strict=True))):
-            return model.detect(images, sizes, score_threshold, max_detections, under_xla=True)
-
-    return lambda images, sizes: detect([variable.value for variable in model.variables], images, sizes)
-
-
-_COMPILERS = {"tensorflow": _compile_tensorflow, "jax": _compile_jax}
+        if key not in self._compiled:
+            under_xla = keras.backend.backend() == "jax"
+            arguments = ((None, None, None, self._model.channels), "uint8"), ((None, 2), "float32")
+            self._compiled[key] = compile_for(
+                self._model, lambda images, sizes: self._model.detect(images, sizes, *key, under_xla), *arguments
+            )
+        return self._compiled[key]

@@ -1,7 +1,7 @@
 """Images of any size through a segmentation network, tile by tile (U-Net, section 2 and figure 2: "overlap-tile").
 
-The image goes on beyond its border as its mirror image. Tiles overlap by what the network's receptive field needs, so
-that put together they equal the network on the mirrored whole image, to float rounding.
+Beyond its border the image is mirrored. Tiles overlap by what the network's receptive field needs, so that together
+they equal the network on the mirrored whole image, to float rounding.
 """
 
 import logging
@@ -29,38 +29,31 @@ _COPIES = 1.5
 class Tiler:
     """A segmentation model as a function of images of any size, in bounded memory.
 
-    model:         keras.Model (B, H, W, C) uint8 -> logits (B, H, W, K), functional.
-    tile:          "auto", or the most pixels of a tile's side, overlap included: for a U-Net in the paper's form the
-                   size that it is said to take (572). Tiles of an image are all of one size, at most this, and so
-                   small that no fewer of them would do.
+    model:         keras.Model (B, H, W, C) uint8 -> logits (B, H, W, K), functional. One with layers that look at whole
+                   maps (global pooling, group norm) can't equal itself on the whole image: a warning says so, and tiles
+                   are blended over a quarter of their size.
+    tile:          "auto", or the most pixels of a tile's side, overlap included (572 for the paper's U-Net). All tiles
+                   of an image have one size, at most this, and so small that no fewer would do. UserError where it is
+                   too small or doesn't fit the network's strides.
     memory_bytes:  of one tile in the network, from which "auto" gets the size.
-
-    A model with layers that look at whole maps (global pooling, group norm) can't equal itself on the whole image: it
-    is said in a warning, and tiles are blended over a quarter of their size. An image that fits into one such tile is
-    seen whole.
-    Raises UserError for a tile that is too small or doesn't fit the network's strides.
     """
 
     def __init__(self, model, tile="auto", memory_bytes=DEFAULT_TILE_MEMORY):
         network, margin, residue = without_mirror(model)
         inexact = inexact_layers(network)
         if inexact:
-            others = f" and {len(inexact) - 3} more" if len(inexact) > 3 else ""
+            names = ", ".join(inexact[:3]) + (f" and {len(inexact) - 3} more" if len(inexact) > 3 else "")
             logger.warning(
-                "tiles of this model can't equal the whole image because of its layers %s%s; they are blended",
-                *(", ".join(inexact[:3]), others),
+                "tiles of this model can't equal the whole image because of its layers %s; they are blended", names
             )
         fields = [receptive_field(network, axis, residue) for axis in (0, 1)]
         self.axes = [_axis(field, residue, margin, blended=bool(inexact)) for field in fields]
         self.classes = model.output_shape[-1]
         if tile == "auto":
-            self.tile = _largest_tile(self.axes, memory_bytes, _COPIES * peak_bytes(network))
+            tile = _largest_tile(self.axes, memory_bytes, _COPIES * peak_bytes(network))
         else:
-            self.tile = tile
             _check_tile(self.axes, tile)
-        self._compile(network)
-
-    def _compile(self, network):
+        self.tile = tile
         rows, columns = (slice(axis.cut[0], -axis.cut[1] or None) for axis in self.axes)
 
         def scores(logits, height, width):
@@ -73,74 +66,73 @@ class Tiler:
 
     def predict(self, image, probabilities=False):
         """The Prediction of uint8 (H, W, C); probabilities: bool, whether it has them."""
-        bands = self.bands(ImageSource(image), probabilities)
-        bands = [band if probabilities else Prediction(band.label_map) for band in bands]
-        label_map = np.concatenate([band.label_map for band in bands])
-        return Prediction(label_map, np.concatenate([band.probabilities for band in bands]) if probabilities else None)
+        bands = [
+            (band.label_map, band.probabilities) if probabilities else (band.label_map,)
+            for band in self.bands(ImageSource(image), probabilities)
+        ]
+        return Prediction(*map(np.concatenate, zip(*bands, strict=True)))
 
-    def bands(self, source, probabilities=False, on_tile=lambda: None):
-        """The Prediction of a large image as an iterator of bands of rows, from the top down.
-
-        source:   has shape (H, W, C), and read(row, column, height, width) -> uint8 (height, width, C): `ImageSource`,
-                  `detseg.data.windows.TiffReader`.
-        on_tile:  function without arguments, called after each of the `tile_count` tiles.
-        Memory: one tile in the network, and a band of label maps (W bytes a row; with probabilities or where tiles are
-        blended W * K floats a row).
-        """
-        plans = self._plans(source.shape)
-        if self.axes[0].blended:
-            return self._blended_bands(source, plans, on_tile)
-        return self._exact_bands(source, plans, probabilities, on_tile)
-
-    def tile_count(self, shape):
-        """Into how many tiles an image of shape (H, W, ...) is cut."""
-        return math.prod(len(plan.starts) for plan in self._plans(shape))
-
-    def _plans(self, shape):
-        return [axis.plan(length, self.tile) for axis, length in zip(self.axes, shape, strict=False)]
-
-    def _exact_bands(self, source, plans, probabilities, on_tile):
-        rows, columns = plans
-        for row in rows.starts:
-            parts = []
-            for column in columns.starts:
-                image = _read_mirrored(source, (row - rows.before, column - columns.before), (rows.tile, columns.tile))
-                (part,) = (self._scores if probabilities else self._label_map)(image[None], None)
-                parts.append(np.asarray(part[0])[: source.shape[0] - row])
-                on_tile()
-            band = np.concatenate(parts, axis=1)[:, : source.shape[1]]  # (h, W) or (h, W, K)
-            yield Prediction(_most_probable(band), band) if probabilities else Prediction(band)
-
-    def _blended_bands(self, source, plans, on_tile):
-        rows, columns = plans
-        height, width = source.shape[:2]
-        total = np.zeros((rows.block, width, self.classes), "float32")
-        for row, row_weights in zip(rows.starts, rows.weights(), strict=True):
-            for column, column_weights in zip(columns.starts, columns.weights(), strict=True):
-                image = _read_mirrored(source, (row - rows.before, column - columns.before), (rows.tile, columns.tile))
-                (scores,) = self._scores(image[None], None)
-                weights = row_weights[:, None, None] * column_weights[:, None]  # (h, w, 1)
-                blended = (weights * np.asarray(scores[0]))[:, : width - column]
-                total[:, column : column + columns.block] += blended
-                on_tile()
-            is_last = row == rows.starts[-1]
-            band = total[: height - row if is_last else rows.step].copy()  # no later tile reaches these rows
-            yield Prediction(_most_probable(band), band)
-            total[: -rows.step] = total[rows.step :]
-            total[-rows.step :] = 0
-
-
-def tiled_forward(tiler, probabilities):
-    """A Tiler as the `forward` of `SegmentationInference`. probabilities: bool, whether scores are always asked for."""
-
-    def forward(images, size):
-        prediction = tiler.predict(images[0], probabilities or size is not None)
+    def forward(self, probabilities, images, size):
+        """Label map (1, H, W) and, with probabilities or a size, scores: as a function of `compile_forward`."""
+        prediction = self.predict(images[0], probabilities or size is not None)
         if size is None:
             return prediction.label_map[None], prediction.probabilities[None] if probabilities else None
         scores = np.asarray(resize_bilinear(ops.convert_to_tensor(prediction.probabilities[None]), *size))
         return scores.argmax(-1).astype("uint8"), scores
 
-    return forward
+    def bands(self, source, probabilities=False, on_tile=lambda: None):
+        """The Prediction of a large image as an iterator of bands of rows, from the top down.
+
+        source:   `ImageSource` or `detseg.data.windows.TiffReader`.
+        on_tile:  function without arguments, called after each of the `tile_count` tiles.
+        Memory: one tile in the network, and a band of label maps (W bytes a row; with probabilities or where tiles are
+        blended W * K floats a row).
+        """
+        if self.axes[0].blended:
+            return self._blended_bands(source, on_tile)
+        return self._exact_bands(source, probabilities, on_tile)
+
+    def tile_count(self, shape):
+        """Into how many tiles an image of shape (H, W, ...) is cut."""
+        return math.prod(len(starts) for starts, _ in self._plans(shape))
+
+    def _plans(self, shape):
+        return [axis.plan(length, self.tile) for axis, length in zip(self.axes, shape, strict=False)]
+
+    def _read(self, source, row, column, size):
+        """uint8 (1, h, w, C): the tile of this size whose block starts there, mirrored beyond the image's border."""
+        starts = (row - self.axes[0].before, column - self.axes[1].before)
+        rows, columns = (mirrored_places(*axis) for axis in zip(starts, size, source.shape[:2], strict=True))
+        row, column = int(rows.min()), int(columns.min())
+        window = source.read(row, column, int(rows.max()) + 1 - row, int(columns.max()) + 1 - column)
+        return window[(rows - row)[:, None], columns - column][None]
+
+    def _exact_bands(self, source, probabilities, on_tile):
+        (rows, columns), size = zip(*self._plans(source.shape), strict=True)
+        for row in rows:
+            parts = []
+            for column in columns:
+                tile = self._read(source, row, column, size)
+                (part,) = (self._scores if probabilities else self._label_map)(tile, None)
+                parts.append(np.asarray(part[0])[: source.shape[0] - row])
+                on_tile()
+            band = np.concatenate(parts, axis=1)[:, : source.shape[1]]  # (h, W) or (h, W, K)
+            yield Prediction(_most_probable(band), band) if probabilities else Prediction(band)
+
+    def _blended_bands(self, source, on_tile):
+        (rows, columns), size = zip(*self._plans(source.shape), strict=True)
+        (height, width), step = source.shape[:2], rows.step
+        total = np.zeros((size[0] - self.axes[0].overlap, width, self.classes), "float32")
+        for row, row_weights in zip(rows, self.axes[0].weights(rows, size[0]), strict=True):
+            for column, column_weights in zip(columns, self.axes[1].weights(columns, size[1]), strict=True):
+                (scores,) = self._scores(self._read(source, row, column, size), None)
+                blended = row_weights[:, None, None] * column_weights[:, None] * np.asarray(scores[0])
+                total[:, column : column + len(column_weights)] += blended[:, : width - column]
+                on_tile()
+            band = total[: height - row if row == rows[-1] else step].copy()  # no later tile reaches these rows
+            yield Prediction(_most_probable(band), band)
+            total[:-step] = total[step:]
+            total[-step:] = 0
 
 
 def _most_probable(scores):
@@ -164,24 +156,14 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class TileAxis:
-    """What a network asks of its tiles, along one axis.
+    """What a network asks of its tiles, along one axis. A tile gives a smaller block of results."""
 
-    A tile gives a block of results that is smaller than itself; blocks make up the image.
-
-    alignment:  int, pixels; tiles must lie at multiples of it.
-    residue:    int; tiles have this many pixels more than a multiple of `alignment`.
-    before:     int, from the first pixel of a tile to that of its block.
-    overlap:    int, pixels that a tile has more than its block.
-    cut:        (int, int), the network's results at the front and the end of a tile that don't belong to its block.
-    blended:    bool, whether blocks overlap; else they lie edge to edge.
-    """
-
-    alignment: int
-    residue: int
-    before: int
-    overlap: int
-    cut: tuple[int, int]
-    blended: bool
+    alignment: int  # pixels; tiles must lie at multiples of it
+    residue: int  # tiles have this many pixels more than a multiple of `alignment`
+    before: int  # from the first pixel of a tile to that of its block
+    overlap: int  # pixels that a tile has more than its block
+    cut: tuple[int, int]  # the network's results at the front and the end of a tile that don't belong to its block
+    blended: bool  # whether blocks overlap; else they lie edge to edge
 
     @property
     def smallest(self):
@@ -199,49 +181,34 @@ class TileAxis:
     def step(self, tile):
         """Pixels from one block to the next: of blended ones, which overlap by a quarter, never more than two meet."""
         block = tile - self.overlap
-        if not self.blended:
-            return block
-        return max(block * 3 // 4 // self.alignment, -(-block // 2 // self.alignment)) * self.alignment
+        blended = max(block * 3 // 4 // self.alignment, -(-block // 2 // self.alignment)) * self.alignment
+        return blended if self.blended else block
 
     def count(self, length, tile):
-        common = tile - self.overlap - self.step(tile)
-        return max(1, -(-(length - common) // self.step(tile)))
+        step = self.step(tile)
+        return max(1, -(-(length - tile + self.overlap) // step) + 1)
 
     def plan(self, length, largest):
-        """The TilePlan for `length` pixels with the smallest tile that needs no more tiles than `largest` does."""
+        """The first pixel of each block, range, of `length` pixels, and the tile: the smallest that needs no more tiles
+        than `largest` does."""
         largest = self.at_most(largest)
         count = self.count(length, largest)
         sizes = range(self.smallest, largest + 1, self.alignment)
         tile = next(size for size in sizes if self.count(length, size) == count)
         step = self.step(tile)
-        return TilePlan(range(0, count * step, step), step, tile, tile - self.overlap, self.before)
+        return range(0, count * step, step), tile
 
-
-@dataclass(frozen=True)
-class TilePlan:
-    """The tiles along one axis of an image.
-
-    starts:  range, the first pixel of each block.
-    step:    int, pixels from one start to the next.
-    tile, block, before: int, pixels of a tile and of its block, and from the first of a tile to that of its block.
-    """
-
-    starts: range
-    step: int
-    tile: int
-    block: int
-    before: int
-
-    def weights(self):
+    def weights(self, starts, tile):
         """float32 (block,) for each tile: squared sines where blocks overlap, so that they sum to 1 everywhere."""
-        common = self.block - self.step
+        block = tile - self.overlap
+        common = block - starts.step
         ramp = np.sin((np.arange(common) + 0.5) * (np.pi / 2 / max(common, 1))).astype("float32") ** 2
-        for start in self.starts:
-            weights = np.ones(self.block, "float32")
-            if start != self.starts[0]:
+        for start in starts:
+            weights = np.ones(block, "float32")
+            if start != starts[0]:
                 weights[:common] = ramp
-            if start != self.starts[-1]:
-                weights[self.step :] = 1 - ramp
+            if start != starts[-1]:
+                weights[starts.step :] = 1 - ramp
             yield weights
 
 
@@ -259,11 +226,8 @@ def _axis(field, residue, margin, blended):
 
 
 def without_mirror(model):
-    """(network, margin, residue): a model without its own mirroring at the border, which would mirror every tile's.
-
-    margin:   int, the tile's pixel at which its first result belongs.
-    residue:  int, what tiles must have more than a multiple of the network's alignment.
-    """
+    """(network, margin, residue): a model without its own mirroring at the border, which would mirror every tile's; the
+    tile's pixel at which its first result belongs; what tiles have more than a multiple of the alignment."""
     mirrors = [layer for layer in model.layers if isinstance(layer, MirrorPad)]
     if not mirrors:
         return model, 0, 0
@@ -275,17 +239,14 @@ def without_mirror(model):
     return network, mirror.margin, (mirror.remainder + 2 * mirror.margin) % mirror.multiple
 
 
-# ----- tile sizes ----------------------------------------------------------------------------------------------------
-
-
 def _largest_tile(axes, memory_bytes, bytes_per_pixel):
     smallest = max(axis.smallest for axis in axes)
     side = min(axis.at_most(math.isqrt(int(memory_bytes / bytes_per_pixel))) for axis in axes)
     if side < smallest:
-        megabytes = smallest**2 * bytes_per_pixel / 1e6
         raise UserError(
-            f"--tile auto: the smallest tile of this model, {smallest} pixels wide, takes {megabytes:.0f} MB, but only "
-            f"{memory_bytes / 1e6:.0f} MB are given. Give it more or take a smaller model"
+            f"--tile auto: the smallest tile of this model, {smallest} pixels wide, takes "
+            f"{smallest**2 * bytes_per_pixel / 1e6:.0f} MB, but only {memory_bytes / 1e6:.0f} MB are given. Give it "
+            "more or take a smaller model"
         )
     return side
 
@@ -300,20 +261,6 @@ def _check_tile(axes, tile):
                 f"--tile: {tile} can't work with this model; expected {multiple}, at least {axis.smallest}, of which "
                 f"neighbours share {axis.overlap}. The nearest that works is {nearest}"
             )
-
-
-# ----- mirroring -----------------------------------------------------------------------------------------------------
-
-
-def _read_mirrored(source, start, size):
-    """uint8 (h, w, C): the window of size (h, w) at start (row, column) of the image and its mirror images around it.
-
-    The border pixel is the mirror and isn't repeated (np.pad's "reflect").
-    """
-    rows, columns = (mirrored_places(*axis) for axis in zip(start, size, source.shape[:2], strict=True))
-    row, column = int(rows.min()), int(columns.min())
-    window = source.read(row, column, int(rows.max()) + 1 - row, int(columns.max()) + 1 - column)
-    return window[(rows - row)[:, None], columns - column]
 
 
 def mirrored_places(start, count, length):

@@ -8,7 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
-# ----- layers --------------------------------------------------------------------------------------------------------
+_FEWEST_CHANNELS = 16  # of a strided 1x1 convolution, with which oneDNN's gradient stays inside of its memory
+_WIDE_KERNEL = 2**22  # weights
+_MOST_PATCHES = 2**27  # elements: 0.5 GB of float32
 
 
 @keras.saving.register_keras_serializable("detseg")
@@ -17,14 +19,19 @@ class Conv2D(keras.layers.Conv2D):
 
     On TensorFlow Keras runs a dilated convolution as SpaceToBatch, convolution, BatchToSpace; here it is one
     convolution. A wide one with a large kernel (fc6 of an FCN) is a matrix product on CPUs, two to four times faster.
-    Everywhere else this is the stock layer.
+    A 1x1 convolution of few channels that strides takes its pixels first. Everywhere else this is the stock layer.
     """
 
     def convolution_op(self, inputs, kernel):
         convolve = super().convolution_op
+        if keras.backend.backend() != "tensorflow" or self.data_format != "channels_last":
+            return convolve(inputs, kernel)
+        if _strides_out_of_memory(self, kernel):
+            rows, columns = self.strides
+            return ops.conv(inputs[:, ::rows, ::columns], kernel, data_format="channels_last")
         if self.groups > 1:
             return convolve(inputs, kernel)
-        if _is_native_candidate(self) and _native_dilation_works(inputs.dtype):
+        if _is_native(self, _native_conv2d, ops.conv, (3, 3, 4, 4), inputs.dtype):
             convolve = functools.partial(_native_conv2d, padding=self.padding, dilation_rate=self.dilation_rate)
         if _is_faster_as_product(self, kernel, inputs.dtype):
             return _as_product_where_small(inputs, kernel, self.padding, self.dilation_rate, convolve)
@@ -39,9 +46,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
         if not _is_native_depthwise(self, inputs.dtype):
             return super().call(inputs)
         outputs = _native_depthwise_conv2d(inputs, self.kernel, self.padding, self.dilation_rate)
-        if self.use_bias:
-            outputs = ops.add(outputs, self.bias)
-        return self.activation(outputs) if self.activation is not None else outputs
+        return _biased_and_activated(self, outputs)
 
 
 @keras.saving.register_keras_serializable("detseg")
@@ -52,44 +57,38 @@ class SeparableConv2D(keras.layers.SeparableConv2D):
         if not _is_native_depthwise(self, inputs.dtype):
             return super().call(inputs)
         outputs = _native_depthwise_conv2d(inputs, self.depthwise_kernel, self.padding, self.dilation_rate)
-        outputs = ops.conv(outputs, self.pointwise_kernel)
-        if self.use_bias:
-            outputs = ops.add(outputs, self.bias)
-        return self.activation(outputs) if self.activation is not None else outputs
-
-
-def dilated_padding(kernel_size, leading, trailing, dilation, strided):
-    """Zero padding for a "valid" convolution that was a stride-2 convolution padded by (leading, trailing).
-
-    kernel_size, leading, trailing: int, of the undilated stride-2 convolution.
-    dilation: int, the dilation at which the convolution runs.
-    strided:  whether it still strides. If not, its stride has become dilation of what follows: the map keeps its size,
-              and its outputs at even places are the strided convolution's (with even maps: all of them, no more). That
-              takes (kernel_size - 1) * dilation in all, the leading pad being scaled by the dilation.
-    Returns   (leading, trailing), ints.
-    """
-    if strided:
-        return leading, trailing
-    total = (kernel_size - 1) * dilation
-    return leading * dilation, total - leading * dilation
+        return _biased_and_activated(self, ops.conv(outputs, self.pointwise_kernel))
 
 
 # ----- the TensorFlow path -------------------------------------------------------------------------------------------
 
 
-def _is_native_candidate(layer):
-    """Dilated, in a TensorFlow graph (eagerly, TensorFlow's CPU kernels have no gradient of a dilated convolution)."""
-    if keras.backend.backend() != "tensorflow":
+def _biased_and_activated(layer, outputs):
+    return layer.activation(ops.add(outputs, layer.bias) if layer.use_bias else outputs)
+
+
+def _is_native(layer, native, stock, kernel_shape, dtype):
+    """Whether a layer runs a `native` convolution: dilated, where it works, in a graph (eagerly it has no gradient)."""
+    if keras.backend.backend() != "tensorflow" or layer.data_format != "channels_last" or max(layer.dilation_rate) == 1:
         return False
     import tensorflow as tf
 
-    return max(layer.dilation_rate) > 1 and layer.data_format == "channels_last" and not tf.executing_eagerly()
+    return not tf.executing_eagerly() and _works(native, stock, kernel_shape, dtype)
 
 
 def _is_native_depthwise(layer, dtype):
     """The native depthwise kernel takes one dilation for both axes and no stride beside it."""
-    simple = max(layer.strides) == 1 and len(set(layer.dilation_rate)) == 1
-    return simple and _is_native_candidate(layer) and _native_depthwise_dilation_works(dtype)
+    is_simple = max(layer.strides) == 1 and len(set(layer.dilation_rate)) == 1
+    return is_simple and _is_native(layer, _native_depthwise_conv2d, ops.depthwise_conv, (3, 3, 4, 1), dtype)
+
+
+def _strides_out_of_memory(layer, kernel):
+    """A 1x1 convolution of few channels that strides: its gradient on CPUs aborts or is wrong in TensorFlow 2.21.
+
+    oneDNN writes beyond its buffers. Without a stride it does not, and every stride-th output is the same.
+    """
+    is_strided_1x1 = math.prod(layer.kernel_size) == 1 and max(layer.strides) > 1
+    return is_strided_1x1 and kernel.shape[2] * layer.groups < _FEWEST_CHANNELS
 
 
 def _native_conv2d(inputs, kernel, padding, dilation_rate):
@@ -98,18 +97,12 @@ def _native_conv2d(inputs, kernel, padding, dilation_rate):
     return tf.nn.conv2d(inputs, tf.convert_to_tensor(kernel), 1, padding.upper(), dilations=list(dilation_rate))
 
 
-_WIDE_KERNEL = 2**22  # weights
-_MOST_PATCHES = 2**27  # elements: 0.5 GB of float32
-
-
 def _is_faster_as_product(layer, kernel, dtype):
-    """Many float32 weights of a large kernel: oneDNN's direct convolution is slow there. GPUs have no such trouble."""
-    if keras.backend.backend() != "tensorflow" or keras.backend.standardize_dtype(dtype) != "float32":
-        return False
+    """Many float32 weights of a large kernel: oneDNN's direct convolution is slow there, GPUs are not."""
     import tensorflow as tf
 
     is_large = min(layer.kernel_size) >= 5 and math.prod(kernel.shape) >= _WIDE_KERNEL
-    is_plain = max(layer.strides) == 1 and layer.data_format == "channels_last"
+    is_plain = max(layer.strides) == 1 and keras.backend.standardize_dtype(dtype) == "float32"
     return is_large and is_plain and not tf.config.list_physical_devices("GPU")
 
 
@@ -152,22 +145,8 @@ def _native_depthwise_conv2d(inputs, kernel, padding, dilation_rate):
 
 
 @functools.cache
-def _native_dilation_works(dtype):
-    """Whether TensorFlow has the native dilated convolution and its gradient here (with oneDNN switched off: not)."""
-    native = functools.partial(_native_conv2d, padding="same", dilation_rate=(2, 2))
-    stock = functools.partial(ops.conv, padding="same", dilation_rate=(2, 2))
-    return _same_results(native, stock, (3, 3, 4, 4), dtype)
-
-
-@functools.cache
-def _native_depthwise_dilation_works(dtype):
-    native = functools.partial(_native_depthwise_conv2d, padding="same", dilation_rate=(2, 2))
-    stock = functools.partial(ops.depthwise_conv, padding="same", dilation_rate=(2, 2))
-    return _same_results(native, stock, (3, 3, 4, 1), dtype)
-
-
-def _same_results(native, stock, kernel_shape, dtype):
-    """One small run of both as graphs with gradients."""
+def _works(native, stock, kernel_shape, dtype):
+    """Whether a native dilated convolution and its gradient equal the stock form here (with oneDNN off: not)."""
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
@@ -178,7 +157,7 @@ def _same_results(native, stock, kernel_shape, dtype):
         def outputs_and_gradients(inputs, weights):
             with tf.GradientTape() as tape:
                 tape.watch([inputs, weights])
-                outputs = convolution(inputs, weights)
+                outputs = convolution(inputs, weights, padding="same", dilation_rate=(2, 2))
             return outputs, *tape.gradient(outputs, [inputs, weights])
 
         results = outputs_and_gradients(tf.constant(images, dtype), tf.constant(kernel, dtype))
@@ -191,6 +170,5 @@ def _same_results(native, stock, kernel_shape, dtype):
     except tf.errors.OpError:
         return False
     tolerance = 1e-4 if dtype == "float32" else 5e-2
-    return all(
-        np.abs(a - b).max() <= tolerance * np.abs(b).max() for a, b in zip(native_results, stock_results, strict=True)
-    )
+    pairs = zip(native_results, stock_results, strict=True)
+    return all(np.abs(found - true).max() <= tolerance * np.abs(true).max() for found, true in pairs)

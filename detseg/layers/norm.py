@@ -1,4 +1,4 @@
-"""Normalisation layers: batch normalisation that is fused on TensorFlow, its frozen form, and the choice by name."""
+"""Normalisation layers by name, and batch normalisation that is fused on TensorFlow, with its frozen form."""
 
 import math
 
@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from detseg.errors import UserError
-from detseg.layers.replicas import replica_count
+from detseg.layers.conv import Conv2D, SeparableConv2D
 
 NORMS = ("batch", "frozen", "group")
 
@@ -14,12 +14,10 @@ NORMS = ("batch", "frozen", "group")
 def create_norm(norm, channels, epsilon=1e-3, name=None):
     """The normalisation layer that a config's `norm` stands for.
 
-    norm:      "batch", over the whole batch where that is spread over several devices; "frozen": batch normalisation
-               whose statistics, scale and offset never change; "group": group normalisation (Wu and He, ECCV 2018)
-               with 32 groups, or the largest power-of-two part of 32 that divides `channels`.
-    channels:  int, channels that it normalises.
-    epsilon:   the family's, used by batch and frozen; group takes the paper's 1e-5.
-    Raises     UserError for another norm.
+    norm:     "batch", over the whole batch where that is spread over several devices; "frozen": batch normalisation
+              whose statistics, scale and offset never change; "group": group normalisation (Wu and He, ECCV 2018)
+              with 32 groups, or the largest power-of-two part of 32 that divides `channels`.
+    epsilon:  the family's, used by batch and frozen; group takes the paper's 1e-5.
     """
     if norm == "batch":
         return BatchNorm(epsilon=epsilon, synchronized=replica_count() > 1, name=name)
@@ -28,6 +26,28 @@ def create_norm(norm, channels, epsilon=1e-3, name=None):
     if norm == "group":
         return keras.layers.GroupNormalization(groups=math.gcd(32, channels), epsilon=1e-5, name=name)
     raise UserError(f"model.norm: unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
+
+
+def conv_norm_relu(x, channels, kernel_size, dilation=1, separable=False, norm="batch", name=None, padding="same"):
+    """A convolution of stride 1 with its norm, or for norm "none" a bias, and relu; its start is He et al.'s."""
+    options = {"padding": padding, "dilation_rate": dilation, "use_bias": norm == "none", "name": name}
+    if separable and kernel_size > 1:
+        initial = {"depthwise_initializer": "he_normal", "pointwise_initializer": "he_normal"}
+        x = SeparableConv2D(channels, kernel_size, **initial, **options)(x)
+    else:
+        x = Conv2D(channels, kernel_size, kernel_initializer="he_normal", **options)(x)
+    if norm != "none":
+        x = create_norm(norm, channels, epsilon=1e-5, name=f"{name}_norm")(x)
+    return keras.layers.ReLU(name=f"{name}_relu")(x)
+
+
+def replica_count():
+    """Copies under TensorFlow's current distribution strategy. (On JAX a sharded batch is one batch to every layer.)"""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 @keras.saving.register_keras_serializable("detseg")
@@ -45,9 +65,21 @@ class BatchNorm(keras.layers.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         if mask is not None or not self._can_be_fused(inputs):
             return super().call(inputs, training=training, mask=mask)
+        import tensorflow as tf
+
         use_batch = bool(training and self.trainable)
-        outputs, mean, variance = _fused_batch_norm(self, inputs, use_batch)
+        channels = inputs.shape[-1]
+        gamma = ops.cast(self.gamma, "float32") if self.scale else tf.ones(channels)
+        beta = ops.cast(self.beta, "float32") if self.center else tf.zeros(channels)
+        moving = (ops.cast(self.moving_mean, "float32"), ops.cast(self.moving_variance, "float32"))
+        mean, variance = (None, None) if use_batch else moving
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            inputs, gamma, beta, mean, variance, epsilon=self.epsilon, data_format="NHWC", is_training=use_batch
+        )
         if use_batch:
+            count = tf.cast(tf.size(inputs) // channels, "float32")
+            # A single value has variance 0; the unbiased form that comes back for it depends on the device.
+            variance = tf.where(count > 1, variance * (count - 1) / count, tf.zeros_like(variance))
             self.moving_mean.assign(self.moving_mean * self.momentum + mean * (1 - self.momentum))
             self.moving_variance.assign(self.moving_variance * self.momentum + variance * (1 - self.momentum))
         return ops.cast(outputs, self.compute_dtype)
@@ -75,22 +107,3 @@ class FrozenBatchNorm(BatchNorm):
     def trainable(self, value):
         # A model hands its own `trainable` down to every layer; this one stays as it is, its weights too.
         keras.layers.Layer.trainable.fset(self, False)
-
-
-def _fused_batch_norm(layer, inputs, use_batch):
-    """FusedBatchNormV3 over (B, H, W, C): outputs, and the batch's float32 mean and biased variance if use_batch."""
-    import tensorflow as tf
-
-    channels = inputs.shape[-1]
-    gamma = ops.cast(layer.gamma, "float32") if layer.scale else tf.ones(channels)
-    beta = ops.cast(layer.beta, "float32") if layer.center else tf.zeros(channels)
-    moving = (ops.cast(layer.moving_mean, "float32"), ops.cast(layer.moving_variance, "float32"))
-    mean, variance = (None, None) if use_batch else moving
-    outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-        inputs, gamma, beta, mean, variance, epsilon=layer.epsilon, data_format="NHWC", is_training=use_batch
-    )
-    if use_batch:
-        count = tf.cast(tf.size(inputs) // channels, "float32")
-        # A single value has variance 0; the unbiased form that comes back for it depends on the device.
-        variance = tf.where(count > 1, variance * (count - 1) / count, tf.zeros_like(variance))
-    return outputs, mean, variance

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from detseg.layers.resize import SizedLike
+
 
 @keras.saving.register_keras_serializable("detseg")
 class PadToMultiple(keras.layers.Layer):
@@ -11,8 +13,8 @@ class PadToMultiple(keras.layers.Layer):
     Pixel (0, 0) stays where it was, so that cropping to the old size undoes it exactly (`CropLike`).
     """
 
-    def __init__(self, multiple, name=None, dtype=None):
-        super().__init__(name=name, dtype=dtype)
+    def __init__(self, multiple, **kwargs):  # Keras makes get_config of the arguments, if these are called kwargs
+        super().__init__(**kwargs)
         self.multiple = multiple
 
     def call(self, images):
@@ -20,34 +22,17 @@ class PadToMultiple(keras.layers.Layer):
         return ops.pad(images, [(0, 0), (0, -height % self.multiple), (0, -width % self.multiple), (0, 0)])
 
     def compute_output_shape(self, input_shape):
-        batch, height, width, channels = input_shape
-        height, width = (None if n is None else n + -n % self.multiple for n in (height, width))
-        return batch, height, width, channels
-
-    def get_config(self):
-        return {
-            "name": self.name,
-            "multiple": self.multiple,
-            "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
-        }
+        sides = (n and n + -n % self.multiple for n in input_shape[1:3])  # None stays None
+        return (input_shape[0], *sides, input_shape[3])
 
 
 @keras.saving.register_keras_serializable("detseg")
-class CropLike(keras.layers.Layer):
-    """Cuts maps (B, H', W', K) at the bottom and right to the height and width of `reference` (B, H, W, C)."""
-
-    def __init__(self, name=None, dtype=None):
-        super().__init__(name=name, dtype=dtype)
+class CropLike(SizedLike):
+    """Cuts maps at the bottom and right to the height and width of `reference`."""
 
     def call(self, maps, reference):
         height, width = ops.shape(reference)[1:3]
         return maps[:, :height, :width]
-
-    def compute_output_shape(self, maps_shape, reference_shape):
-        return (maps_shape[0], *reference_shape[1:3], maps_shape[3])
-
-    def get_config(self):
-        return {"name": self.name, "dtype": keras.saving.serialize_keras_object(self.dtype_policy)}
 
 
 @keras.saving.register_keras_serializable("detseg")
@@ -59,8 +44,8 @@ class MirrorPad(keras.layers.Layer):
     mirrored again and again.
     """
 
-    def __init__(self, margin, multiple, remainder, name=None, dtype=None):
-        super().__init__(name=name, dtype=dtype)
+    def __init__(self, margin, multiple, remainder, **kwargs):
+        super().__init__(**kwargs)
         self.margin = margin
         self.multiple = multiple
         self.remainder = remainder
@@ -81,34 +66,15 @@ class MirrorPad(keras.layers.Layer):
         return size + (self.remainder - size) % self.multiple
 
     def compute_output_shape(self, input_shape):
-        batch, height, width, channels = input_shape
-        height, width = (None if n is None else self._fitting(n) + 2 * self.margin for n in (height, width))
-        return batch, height, width, channels
-
-    def get_config(self):
-        return {
-            "name": self.name,
-            "margin": self.margin,
-            "multiple": self.multiple,
-            "remainder": self.remainder,
-            "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
-        }
+        sides = (n and self._fitting(n) + 2 * self.margin for n in input_shape[1:3])  # None stays None
+        return (input_shape[0], *sides, input_shape[3])
 
 
 @keras.saving.register_keras_serializable("detseg")
-class CentreCropLike(keras.layers.Layer):
-    """Cuts the middle of maps (B, H', W', K), of the height and width of `reference` (B, H, W, C)."""
-
-    def __init__(self, name=None, dtype=None):
-        super().__init__(name=name, dtype=dtype)
+class CentreCropLike(SizedLike):
+    """Cuts the middle of maps, of the height and width of `reference`."""
 
     def call(self, maps, reference):
         height, width = ops.shape(reference)[1:3]
         top, left = (ops.shape(maps)[1] - height) // 2, (ops.shape(maps)[2] - width) // 2
         return maps[:, top : top + height, left : left + width]
-
-    def compute_output_shape(self, maps_shape, reference_shape):
-        return (maps_shape[0], *reference_shape[1:3], maps_shape[3])
-
-    def get_config(self):
-        return {"name": self.name, "dtype": keras.saving.serialize_keras_object(self.dtype_policy)}

@@ -1,27 +1,30 @@
 """Average precision of boxes as the PASCAL VOC devkit computes it (VOCevaldet.m, VOCap.m)."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as rle
+
+from detseg.metrics.arrays import Array, Flags, as_boxes, as_column, as_labels, mean_of_defined, to_xywh
 
 MIN_OVERLAP = 0.5
 
 
 class PrecisionRecall(NamedTuple):
-    """What a detector reaches with the detections down to each score, at IoU 0.5.
+    """What a detector reaches with the detections down to each score.
 
-    recall, precision, scores:  float64 (N,), scores descending; detections that count nowhere are left out. Recall is
-                                nan where there is nothing to be found.
-    object_count:               the objects to be found.
+    recall, precision, scores:  float64 (N,), scores descending; without detections that count nowhere.
+    object_count:               the objects to be found; where there are none, recall is nan.
     """
 
-    recall: np.ndarray
-    precision: np.ndarray
-    scores: np.ndarray
+    recall: NDArray
+    precision: NDArray
+    scores: NDArray
     object_count: int
 
-    def average(self, rule):
+    def average(self, rule: Callable[[NDArray, NDArray], float]) -> float:
         """Average precision by `eleven_point_average` or `area_average`; nan where there is nothing to be found."""
         return rule(self.recall, self.precision) if self.object_count else float("nan")
 
@@ -29,56 +32,61 @@ class PrecisionRecall(NamedTuple):
 class VocScores:
     """Collects true and found boxes of a split, image by image.
 
-    Every detection belongs to the true box of its class that it overlaps most (of equals to the first), if IoU >= 0.5.
-    In the order of falling scores the first detection of a box is right; the others, duplicates, are false positives
-    like those that belong to no box, even where another box is free. What belongs to a difficult box counts nowhere,
-    and difficult boxes needn't be found. Detections of equal score stay in the order of `update`.
+    Every detection belongs to the true box of its class that it overlaps most (of equals to the first), if IoU >=
+    min_overlap. In the order of falling scores, of equals in that of `update`, the first detection of a box is right;
+    the others are false positives like those that belong to no box, even where another box is free. What belongs to a
+    difficult box counts nowhere, and difficult boxes needn't be found.
 
-    Boxes are half-open. VOC's inclusive ones become that by xmin - 1, ymin - 1, so that the devkit's widths
-    xmax - xmin + 1 and therefore its IoUs come out exactly.
+    Boxes are half-open: the devkit's IoUs come out exactly where VOC's inclusive boxes become xmin - 1, ymin - 1.
 
     classes:  names, index = label.
     """
 
-    def __init__(self, classes):
+    def __init__(self, classes: Sequence[str], min_overlap: float = MIN_OVERLAP):
+        self.min_overlap = min_overlap
         self._classes = classes
-        self._truth = []  # of each image: labels (G,), difficult (G,)
-        self._found = []  # of each image: labels (D,), scores (D,), the box that each belongs to (D,)
+        none = np.zeros(0, np.int64)
+        self._truth = [(none, none.astype(bool))]  # of each image: labels (G,), difficult (G,)
+        self._found = [(none, none.astype(float), none)]  # labels (D,), scores (D,), the box each belongs to (D,)
         self._box_count = 0
 
-    def update(self, true_boxes, true_labels, boxes, labels, scores, difficult=None):
-        """Adds an image.
-
-        true_boxes:   float (G, 4), true_labels int (G,).
-        boxes:        float (D, 4), those found; labels int (D,), scores float (D,).
-        difficult:    bool (G,); None for none.
-        """
-        true_labels, labels = np.asarray(true_labels, np.int64), np.asarray(labels, np.int64)
-        difficult = np.zeros(len(true_labels), bool) if difficult is None else np.asarray(difficult, bool)
+    def update(
+        self, true_boxes: Array, true_labels: Array, boxes: Array, labels: Array, scores: Array, difficult: Flags = None
+    ) -> None:
+        """Adds an image as `DetectionScores.update`. difficult: bool (G,); None for none."""
+        true_boxes, boxes = as_boxes(true_boxes, "true_boxes"), as_boxes(boxes)
+        known = range(len(self._classes))
+        true_labels = as_labels(true_labels, len(true_boxes), known, "true_labels")
+        labels, scores = as_labels(labels, len(boxes), known), as_column(scores, len(boxes), np.float64, "scores")
+        difficult = as_column(difficult, len(true_boxes), bool, "difficult")
         owners = np.full(len(labels), -1)
-        if len(true_labels) and len(labels):
+        if true_labels.size and labels.size:
             overlaps = box_overlaps(boxes, true_boxes) * (labels[:, None] == true_labels)  # (D, G)
             nearest = overlaps.argmax(1)
-            is_owned = overlaps.max(1) >= MIN_OVERLAP
+            is_owned = overlaps.max(1) >= self.min_overlap
             owners[is_owned] = self._box_count + nearest[is_owned]
         self._box_count += len(true_labels)
         self._truth.append((true_labels, difficult))
-        self._found.append((labels, np.asarray(scores, np.float64), owners))
+        self._found.append((labels, scores, owners))
 
-    def curves(self):
+    def curves(self) -> dict[str, PrecisionRecall]:
         """{name: PrecisionRecall} of every class."""
-        true_labels, difficult = _joined(self._truth, (np.int64, bool))
-        labels, scores, owners = _joined(self._found, (np.int64, np.float64, np.int64))
+        true_labels, difficult = map(np.concatenate, zip(*self._truth, strict=True))
+        labels, scores, owners = map(np.concatenate, zip(*self._found, strict=True))
         counts = np.bincount(true_labels[~difficult], minlength=len(self._classes))
         is_ignored = (owners >= 0) & np.append(difficult, False)[owners]  # -1, no owner, reads the last
         curves = {}
         for label, name in enumerate(self._classes):
             chosen = np.flatnonzero((labels == label) & ~is_ignored)
             chosen = chosen[np.argsort(-scores[chosen], kind="stable")]
-            curves[name] = _curve(owners[chosen], scores[chosen], counts[label])
+            is_right = np.zeros(len(chosen), bool)
+            is_right[np.unique(owners[chosen], return_index=True)[1]] = True  # the first detection of each box
+            hits, count = np.cumsum(is_right & (owners[chosen] >= 0)), int(counts[label])
+            recall = hits / count if count else np.full(len(hits), np.nan)
+            curves[name] = PrecisionRecall(recall, hits / np.arange(1, len(hits) + 1), scores[chosen], count)
         return curves
 
-    def result(self):
+    def result(self) -> dict:
         """The scores; undefined ones are nan, and left out of the means.
 
         Returns  dict: mAP07 (11 points), mAP (area), per_class {name: {AP07, AP}}.
@@ -87,11 +95,11 @@ class VocScores:
             name: {"AP07": curve.average(eleven_point_average), "AP": curve.average(area_average)}
             for name, curve in self.curves().items()
         }
-        means = {key: _mean_of_defined([scores[key] for scores in per_class.values()]) for key in ("AP07", "AP")}
-        return {"mAP07": means["AP07"], "mAP": means["AP"], "per_class": per_class}
+        means = {f"m{key}": mean_of_defined([scores[key] for scores in per_class.values()]) for key in ("AP07", "AP")}
+        return means | {"per_class": per_class}
 
 
-def eleven_point_average(recall, precision):
+def eleven_point_average(recall: NDArray, precision: NDArray) -> float:
     """Average precision of VOC2007: the mean over recalls 0, 0.1 .. 1 of the best precision at that recall or more.
 
     recall, precision:  float (N,) in the order of falling scores.
@@ -101,46 +109,21 @@ def eleven_point_average(recall, precision):
     return float(np.mean([precision[recall >= threshold].max(initial=0.0) for threshold in thresholds]))
 
 
-def area_average(recall, precision):
-    """Average precision since VOC2010: the area below the curve after precision is made monotone, from the right.
-
-    Arguments as of `eleven_point_average`.
-    """
+def area_average(recall: NDArray, precision: NDArray) -> float:
+    """Average precision since VOC2010: the area below the curve after precision is made monotone, from the right."""
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
 
 
-def box_overlaps(boxes, others, is_crowd=None):
+def box_overlaps(boxes: Array, others: Array, is_crowd: Flags = None) -> NDArray[np.float64]:
     """IoU of each box with each other one, as COCO and VOC define it.
 
     boxes:      float (N, 4), others (M, 4), x1 y1 x2 y2.
     is_crowd:   bool (M,), others of which COCO takes the share of the box that lies in them; None for none.
     Returns     float64 (N, M).
     """
-    boxes, others = (np.asarray(array, np.float64).reshape(-1, 4) for array in (boxes, others))
-    is_crowd = np.zeros(len(others), np.uint8) if is_crowd is None else np.asarray(is_crowd, np.uint8)
-    if not len(boxes) or not len(others):
+    boxes, others = as_boxes(boxes), as_boxes(others, "others")
+    is_crowd = as_column(is_crowd, len(others), bool, "is_crowd").astype(np.uint8)
+    if not boxes.size or not others.size:
         return np.zeros((len(boxes), len(others)))
-    as_xywh = (np.concatenate([array[:, :2], array[:, 2:] - array[:, :2]], axis=1) for array in (boxes, others))
-    return rle.iou(*as_xywh, is_crowd)
-
-
-def _curve(owners, scores, count):
-    """The curve of one class from its detections in order: `owners` (N,), -1: none, and the `count` of boxes."""
-    _, firsts = np.unique(owners, return_index=True)
-    is_right = np.zeros(len(owners), bool)
-    is_right[firsts] = True
-    is_right &= owners >= 0
-    hits = np.cumsum(is_right)
-    recall = hits / count if count else np.full(len(hits), np.nan)
-    return PrecisionRecall(recall, hits / np.arange(1, len(hits) + 1), scores, int(count))
-
-
-def _joined(parts, dtypes):
-    columns = zip(*parts, strict=True) if parts else [()] * len(dtypes)
-    return [np.concatenate([np.zeros(0, dtype), *column]) for dtype, column in zip(dtypes, columns, strict=True)]
-
-
-def _mean_of_defined(values):
-    defined = [value for value in values if not np.isnan(value)]
-    return float(np.mean(defined)) if defined else float("nan")
+    return rle.iou(to_xywh(boxes), to_xywh(others), is_crowd)

@@ -3,28 +3,30 @@
 import itertools
 import json
 import math
+import os
 import re
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from detseg.report.runs import Run, read_runs
 
 ABSENT = "-"
 
 _LABELS = {"miou": "mIoU", "frequency_weighted_iou": "frequency-weighted IoU"}  # others: "_" becomes a space
+_ELSEWHERE = {"per_class", "images_per_second", "seconds"}  # of a result: what has tables of its own
 _LOWER_IS_BETTER = ("error", "loss")  # in the name of a figure; all others are scores
 _SETTINGS = ("threshold", "tolerance")  # what a figure was made with: none is better
 _ASKED_FOR = ("tta", "tile", "overrides")  # of a result: what it was made with
+_NUMBERS = (int, float, type(None))  # null stands for NaN
 _CELL_WIDTH = 30  # characters, on a terminal
 _MINUTES_SHOWN = 300.0  # longer trainings are given in hours
+_score, _count, _tenths = "{:.3f}".format, "{:,}".format, "{:.1f}".format
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A figure of all runs.
-
-    label:  str.
-    cells:  list of str, one a run; `ABSENT` where a run doesn't have it.
-    best:   list of bool, whether the cell is the row's best; all False where the runs don't differ.
-    """
+    """A figure of all runs: each one's cell, or `ABSENT`, and whether it is the best; none is where they are equal."""
 
     label: str
     cells: list
@@ -40,37 +42,52 @@ class Table:
     is_code: bool = False
 
 
-def compare(runs, split=None):
-    """The tables that compare these Runs: training, scores, scores of each class, cost and what they were given.
+class Comparison(list):
+    """Tables, none of them empty, with a column for each of the runs `names`; str() is what `detseg compare` prints."""
 
+    def __init__(self, tables, names):
+        super().__init__(table for table in tables if table.rows)
+        self.names = names
+
+    def __str__(self):
+        return format_text(self, self.names)
+
+
+def compare(runs: Sequence[str | os.PathLike | Run], split: str | None = None) -> Comparison:
+    """Runs side by side: training, scores, scores of each class, cost and what they were given.
+
+    runs:    run folders, also of runs that go on, or what `read_runs` has read.
     split:   None or a split; then the results of other splits are left out.
-    Returns  list of Table, none of them empty.
+    Raises   UserError as `read_runs`.
     """
-    evaluations = [key for key in merge_orders(run.evaluations for run in runs) if split in (None, key[0])]
+    if not all(isinstance(run, Run) for run in runs):
+        runs = read_runs(runs)
+    keys = [key for key in merge_orders(run.evaluations for run in runs) if split in (None, key[0])]
+    results = {
+        name if name.startswith(of) else f"{name} ({of})": [run.evaluations.get((of, name), {}) for run in runs]
+        for of, name in keys
+    }
+    of_classes = {title: [result.get("per_class", {}) for result in of_runs] for title, of_runs in results.items()}
     tables = [
         _training(runs),
-        *(_scores(runs, key) for key in evaluations),
-        *(_class_scores(runs, key) for key in evaluations),
-        _cost(runs, evaluations),
+        *(Table(title, _figure_rows(of_runs, _ELSEWHERE)) for title, of_runs in results.items()),
+        *(Table(f"{title}, per class", _figure_rows(rows, class_names=1)) for title, rows in of_classes.items()),
+        _cost(runs, results),
         Table("config keys that differ", _differing([run.config for run in runs]), is_code=True),
         Table("environment that differs", _differing([run.environment for run in runs]), is_code=True),
     ]
-    return [table for table in tables if table.rows]
+    return Comparison(tables, [run.name for run in runs])
 
 
 def format_text(tables, names):
-    """The tables for a terminal; * marks the best of a row.
-
-    names:  list of str, the runs' names.
-    """
+    """The tables for a terminal, with the names of the runs; * marks the best of a row."""
     return "\n\n".join(_text_table(table, names) for table in tables)
 
 
 def _text_table(table, names):
     lines = _wrapped(table.title, [f"{name} " for name in names])
     for row in table.rows:
-        cells = [text + " *"[best] for text, best in zip(row.cells, row.best, strict=True)]
-        lines += _wrapped(row.label, cells)
+        lines += _wrapped(row.label, [text + " *"[best] for text, best in zip(row.cells, row.best, strict=True)])
     label_width, *widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join([label.ljust(label_width), *map(str.rjust, cells, widths)]).rstrip() for label, *cells in lines
@@ -117,8 +134,9 @@ def merge_orders(sequences):
 
 
 def _training(runs):
-    rows = [_row("epochs", [_epochs(run) for run in runs], str)]
-    for column in merge_orders([run.score_column] for run in runs if run.score_column):
+    epochs = [(len(run.history), run.config["train"]["epochs"]) for run in runs]
+    rows = [_row("epochs", epochs, lambda of: str(of[0]) if of[0] == of[1] else f"{of[0]} of {of[1]}")]
+    for column in merge_orders([run.score_column] for run in runs if run.best_epoch):
         label = f"best validation {figure_label(column.removeprefix('val_'))}"
         scores = [run.best_epoch[column] if run.best_epoch and run.score_column == column else None for run in runs]
         rows.append(_row(label, scores, _score, max))
@@ -126,48 +144,24 @@ def _training(runs):
     return Table("training", [*rows, _row("best epoch", best_epochs, str)])
 
 
-def _epochs(run):
-    done, planned = len(run.history), run.config["train"]["epochs"]
-    return str(done) if done == planned else f"{done} of {planned}"
-
-
-def _scores(runs, key):
-    figures = [_without_classes(run.evaluations.get(key, {})) for run in runs]
-    return Table(_title(key), _figure_rows(figures))
-
-
-def _without_classes(figures):
-    """Nested figures without those of each class and the speed, which have tables of their own."""
-    return {
-        name: _without_classes(value) if isinstance(value, dict) else value
-        for name, value in figures.items()
-        if name not in ("per_class", "images_per_second")
-    }
-
-
-def _class_scores(runs, key):
-    figures = [run.evaluations.get(key, {}).get("per_class", {}) for run in runs]
-    return Table(f"{_title(key)}, per class", _figure_rows(figures, class_names=1))
-
-
-def _figure_rows(figures, class_names=0):
-    """A row for each number in nested dicts, whatever the task calls it.
-
-    class_names:  int, how many of the outer keys name classes, not figures.
-    """
+def _figure_rows(figures, left_out=frozenset(), class_names=0):
+    """A row for each number in nested dicts, whatever the task calls it; the first `class_names` keys are classes."""
     numbers = [
-        {path: value for path, value in leaves(figure) if _is_number(value) and path[0] not in _ASKED_FOR}
+        {
+            path: None if value is None or math.isnan(value) else value
+            for path, value in leaves(figure)
+            if type(value) in _NUMBERS and path[0] not in _ASKED_FOR and not left_out & set(path)
+        }
         for figure in figures
     ]
     rows = []
     for path in merge_orders(numbers):
-        values = [None if value is None or math.isnan(value) else value for value in (run.get(path) for run in numbers)]
+        values = [run.get(path) for run in numbers]
         names = path[class_names:]
         label = " ".join([*path[:class_names], *map(figure_label, names)])
-        if any(isinstance(value, int) for value in values):  # counts: images
-            rows.append(_row(label, values, _count))
-        else:
-            rows.append(_row(label, values, _score, _better(" ".join(names))))
+        is_count = any(isinstance(value, int) for value in values)  # of images
+        show = (_count,) if is_count else (_score, _better(" ".join(names)))
+        rows.append(_row(label, values, *show))
     return rows
 
 
@@ -178,34 +172,20 @@ def _better(figure):
     return min if any(word in figure for word in _LOWER_IS_BETTER) else max
 
 
-def _is_number(value):
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
-
-
-def _title(key):
-    split, name = key
-    return name if name.startswith(split) else f"{name} ({split})"
-
-
-def _cost(runs, evaluations):
-    minutes = [sum(row["seconds"] for row in run.history) / 60 or None for run in runs]
-    if max(filter(None, minutes), default=0) > _MINUTES_SHOWN:
-        time = _row("training, hours", [value and value / 60 for value in minutes], "{:.1f}".format, min)
-    else:
-        time = _row("training, minutes", minutes, "{:.1f}".format, min)
-    # The median: the first epoch also compiles.
-    speeds = [
-        statistics.median(row["images_per_second"] for row in run.history) if run.history else None for run in runs
-    ]
+def _cost(runs, results):
+    time, unit = [sum(row["seconds"] for row in run.history) / 60 or None for run in runs], "minutes"
+    if max(filter(None, time), default=0) > _MINUTES_SHOWN:
+        time, unit = [minutes and minutes / 60 for minutes in time], "hours"
+    speeds = [[row["train_images_per_second"] for row in run.history] for run in runs]
+    medians = [statistics.median(speed) if speed else None for speed in speeds]  # the first epoch also compiles
     rows = [
-        time,
-        _row("training, images/s", speeds, "{:.1f}".format, max),
+        _row(f"training, {unit}", time, _tenths, min),
+        _row("training, images/s", medians, _tenths, max),
         _row("parameters", [run.parameters for run in runs], _count, min),
     ]
-    for key in evaluations:
-        speeds = [run.evaluations.get(key, {}).get("images_per_second") for run in runs]
-        milliseconds = [speed and 1000 / speed for speed in speeds]
-        rows.append(_row(f"{_title(key)}, ms an image", milliseconds, "{:.1f}".format, min))
+    for title, of_runs in results.items():
+        speeds = [result.get("images_per_second") for result in of_runs]
+        rows.append(_row(f"{title}, ms an image", [speed and 1000 / speed for speed in speeds], _tenths, min))
     return Table("cost", rows)
 
 
@@ -234,24 +214,12 @@ def leaves(tree, path=()):
 
 
 def _row(label, values, show, better=None):
-    """A Row of values, None where there is none.
-
-    show:    function of a value -> str.
-    better:  max, min or None. Cells that read the same are equally good.
-    """
+    """A Row of values or None. better: max, min or None; cells that read the same are equally good."""
     cells = [ABSENT if value is None else show(value) for value in values]
     present = [value for value in values if value is not None]
     differ = len({show(value) for value in present}) > 1
     best = show(better(present)) if better and differ else None
     return Row(label, cells, [cell == best for cell in cells])
-
-
-def _score(value):
-    return f"{value:.3f}"
-
-
-def _count(value):
-    return f"{value:,}"
 
 
 def _escape(text):

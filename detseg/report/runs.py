@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from detseg.config import load_config
 from detseg.errors import UserError
 
 _SPLITS = ("train", "val", "test")
-_COLUMNS = ("epoch", "loss", "learning_rate", "images_per_second", "seconds")  # of every row of history.csv
+_COLUMNS = ("epoch", "loss", "learning_rate", "train_images_per_second", "seconds")  # of every row of history.csv
+_SCORE_NAMES = {"segmentation": "miou", "detection": "AP"}  # of runs without model.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,8 @@ class Run:
     name:         str, the folder's name, with as many parents as tell it from the runs that were read with it.
     config:       dict, every key resolved.
     environment:  dict, of environment.json.
-    parameters:   int, of the model, or None where the log doesn't say.
+    parameters:   int, of the model, or None for a run without model.json.
+    score_column: str, the history's column of the validation score that chooses the best weights.
     history:      list of {column: float}, one of each finished epoch; empty cells are left out.
     evaluations:  {(split, NAME): the contents of evaluation/NAME.json}; val comes before test.
     """
@@ -31,30 +32,20 @@ class Run:
     config: dict
     environment: dict
     parameters: int | None
+    score_column: str
     history: list
     evaluations: dict
 
     @property
-    def score_column(self):
-        """The column of the validation score that chooses the best weights, or None before the first validation."""
-        columns = (column for row in self.history for column in row if column.startswith("val_"))
-        return next(columns, None)  # the score comes first of what a validation gives
-
-    @property
     def best_epoch(self):
         """The row of the history with the best validation score, or None."""
-        column = self.score_column
-        scored = [row for row in self.history if not math.isnan(row.get(column, math.nan))]
-        return max(scored, key=lambda row: row[column], default=None)
+        scored = [row for row in self.history if not math.isnan(row.get(self.score_column, math.nan))]
+        return max(scored, key=lambda row: row[self.score_column], default=None)
 
 
 def read_runs(paths):
-    """The Runs in these folders, in their order.
-
-    Raises UserError for a folder that is no run folder, one that is given twice, and for a damaged file.
-    """
-    names = distinct_names(paths)
-    return [_read_run(Path(path), name) for path, name in zip(paths, names, strict=True)]
+    """The Runs in these folders. UserError for a folder that is no run folder or given twice and for a damaged file."""
+    return [_read_run(Path(path), name) for path, name in zip(paths, distinct_names(paths), strict=True)]
 
 
 def distinct_names(paths):
@@ -63,26 +54,22 @@ def distinct_names(paths):
     for path, own in zip(paths, parts, strict=True):
         if parts.count(own) > 1:
             raise UserError(f"{path}: this run is given twice")
-    return [_shortest_end(own, [other for other in parts if other != own]) for own in parts]
-
-
-def _shortest_end(parts, others):
-    length = next(n for n in range(1, len(parts) + 1) if all(other[-n:] != parts[-n:] for other in others))
-    return Path(*parts[-length:]).as_posix()
+    ends = ([own[-length:] for length in range(1, len(own) + 1)] for own in parts)
+    return [
+        Path(*next(end for end in own if [other[-len(end) :] for other in parts].count(end) == 1)).as_posix()
+        for own in ends
+    ]
 
 
 def _read_run(folder, name):
     config = folder / "config.yaml"
     if not config.is_file():
         raise UserError(f"{folder}: not a run folder: it has no config.yaml")
-    return Run(
-        name,
-        load_config(config).model_dump(mode="json"),
-        _read_json(folder / "environment.json"),
-        _read_parameters(folder / "log.txt"),
-        _read_history(folder / "history.csv"),
-        _read_evaluations(folder / "evaluation"),
-    )
+    settings = load_config(config).model_dump(mode="json")
+    environment = _read_json(folder / "environment.json")
+    parameters, score_name = _read_model(folder / "model.json", _SCORE_NAMES[settings["task"]])
+    history, evaluations = _read_history(folder / "history.csv"), _read_evaluations(folder / "evaluation")
+    return Run(name, settings, environment, parameters, f"val_{score_name}", history, evaluations)
 
 
 def _read_json(path):
@@ -95,12 +82,15 @@ def _read_json(path):
     return content
 
 
-def _read_parameters(path):
-    """The number that training logs when it starts."""
+def _read_model(path, default_score):
+    """(parameters, score name) that training wrote when it started; (None, default_score) without the file."""
     if not path.is_file():
-        return None
-    found = re.search(r", (\d+) parameters$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    return int(found[1]) if found else None
+        return None, default_score
+    model = _read_json(path)
+    for key, kind in (("parameters", int), ("score_name", str)):
+        if type(model.get(key)) is not kind:
+            raise UserError(f"{path}: {key}: got {json.dumps(model.get(key))}, expected {kind.__name__}")
+    return model["parameters"], model["score_name"]
 
 
 def _read_history(path):
@@ -109,7 +99,9 @@ def _read_history(path):
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
+            old = {"images_per_second": "train_images_per_second"}  # as runs of 0.1.0 have it
+            reader.fieldnames = [old.get(column, column) for column in reader.fieldnames or ()]
+            missing = [column for column in _COLUMNS if column not in reader.fieldnames]
             if missing:
                 raise UserError(f"{path}: has no column {missing[0]}; expected the history of a run")
             return [_read_epoch(row, f"{path}:{reader.line_num}") for row in reader]

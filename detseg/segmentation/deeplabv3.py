@@ -3,65 +3,45 @@
 
 import keras
 
-from detseg.backbones.backbone import Preprocess
-from detseg.layers.aspp import aspp, conv_norm_relu
+from detseg.backbones.backbone import features_of_pixels
 from detseg.layers.conv import Conv2D
-from detseg.layers.padding import CropLike, PadToMultiple
+from detseg.layers.norm import conv_norm_relu
+from detseg.layers.padding import CropLike
 from detseg.layers.resize import ResizeLike
-from detseg.segmentation.auxiliary import ModelWithAuxiliary
 
 RATES_STRIDE = 16  # the output stride for which atrous rates are given; at 8 they double (DeepLabv3, section 3.3)
 
 
-def create_deeplabv3(
-    backbone,
-    class_count,
-    aspp_rates=(6, 12, 18),
-    aspp_channels=256,
-    image_pooling=True,
-    separable=False,
-    dropout=0.1,
-    norm="batch",
-    decoder=None,
-    auxiliary_weight=0.0,
-):
+def create_deeplabv3(options, backbone, class_count):
     """A model that maps raw pixels (B, H, W, C) to logits (B, H, W, class_count) float32, of any H and W.
 
-    backbone:          a `detseg.backbones.Backbone`; its output stride scales the rates, so the same weights fit
-                       every output stride (trained at 16, evaluated at 8: DeepLabv3, table 5).
-    aspp_rates:        dilation of the 3x3 branches of `aspp` at output stride 16.
-    aspp_channels, image_pooling, separable: of `aspp` (table 3 of DeepLabv3: image pooling brings 76.43 to 77.21).
-    dropout:           rate before the classifier.
-    norm:              of the head: "batch" or "group".
-    decoder:           None: DeepLabv3. (channels, low_level_channels): DeepLabv3+, refined by the features of native
-                       stride 4 (figure 2 of DeepLabv3+; its tables 1 and 2: 48 low-level channels, two 3x3 of 256).
-    auxiliary_weight:  > 0: a second classifier on native stride 16, for training only; see `ModelWithAuxiliary`.
+    options:   DeepLabV3Options (table 3: image pooling brings 76.43 to 77.21), or DeepLabV3PlusOptions for the decoder
+               (figure 2 of DeepLabv3+; its tables 1 and 2: 48 low-level channels, two 3x3 of 256). With an
+               auxiliary_weight there is a second classifier on native stride 16, for training only; see
+               `ModelWithAuxiliary`.
+    backbone:  a `Backbone`; its output stride scales the rates, so the same weights fit every output stride (trained at
+               16, evaluated at 8: DeepLabv3, table 5).
     """
-    channels = backbone.model.input_shape[-1]
-    images = keras.Input((None, None, channels), dtype="uint8", name="images")
-    x = Preprocess(backbone.preprocessing, channels, name="preprocess")(images)
-    x = PadToMultiple(backbone.strides[32], name="pad")(x)
-    features = backbone(x)
-
-    rates = effective_rates(aspp_rates, backbone.strides[32])
-    head = aspp(features[32], rates, aspp_channels, image_pooling, separable, norm)
+    images, padded, features = features_of_pixels(backbone, backbone.strides[32])
+    head = _aspp(options, features[32], backbone.strides[32])
     offset = resize_offset(backbone.strides[32])
-    if decoder is not None:
+    if options.name == "deeplabv3plus":
         offset = resize_offset(backbone.strides[32], backbone.strides[4])
-        head = _decode(head, features[4], offset, *decoder, separable, norm)
+        head = _decode(options, head, features[4], offset)
         offset = 0.0  # the decoder has put the features where those of stride 4 are
-    head = keras.layers.Dropout(dropout, name="dropout")(head)
-    logits = _classify(head, offset, x, images, class_count, "logits")
-    name = "deeplabv3" if decoder is None else "deeplabv3plus"
-    if not auxiliary_weight:
-        return keras.Model(images, logits, name=name)
+    head = keras.layers.Dropout(options.dropout, name="dropout")(head)
+    logits = _classify(head, offset, padded, images, class_count, "logits")
+    if not options.auxiliary_weight:
+        return keras.Model(images, logits, name=options.name)
 
-    auxiliary = conv_norm_relu(features[16], backbone.channels[16] // 4, 3, norm=norm, name="auxiliary")
-    auxiliary = keras.layers.Dropout(dropout, name="auxiliary_dropout")(auxiliary)
-    auxiliary = _classify(auxiliary, resize_offset(backbone.strides[16]), x, images, class_count, "auxiliary_logits")
+    channels = backbone.channels[16] // 4
+    auxiliary = conv_norm_relu(features[16], channels, 3, norm=options.head_norm, name="auxiliary")
+    auxiliary = keras.layers.Dropout(options.dropout, name="auxiliary_dropout")(auxiliary)
+    offset = resize_offset(backbone.strides[16])
+    auxiliary = _classify(auxiliary, offset, padded, images, class_count, "auxiliary_logits")
     outputs = {"logits": logits, "auxiliary_logits": auxiliary}
-    model = ModelWithAuxiliary(images, outputs, name=name)
-    model.auxiliary_weight = auxiliary_weight
+    model = ModelWithAuxiliary(images, outputs, name=options.name)
+    model.auxiliary_weight = options.auxiliary_weight
     return model
 
 
@@ -80,13 +60,32 @@ def resize_offset(stride, new_stride=1):
     return (RATES_STRIDE - stride) / (2 * new_stride)
 
 
-def _decode(x, low_level, offset, channels, low_level_channels, separable, norm):
+def _aspp(options, features, output_stride):
+    """Atrous spatial pyramid pooling (section 3.3, figure 5): features (B, h, w, C) -> (B, h, w, aspp_channels).
+
+    Image pooling sees a single value in training on a batch of one image: batch norm then gives its offset, no NaN.
+    """
+    channels, norm, separable = options.aspp_channels, options.head_norm, options.separable
+    rates = effective_rates(options.aspp_rates, output_stride)
+    branches = [conv_norm_relu(features, channels, 1, norm=norm, name="aspp_1x1")]
+    for index, rate in enumerate(rates, start=1):  # named by place: the rate changes with the output stride
+        branches.append(conv_norm_relu(features, channels, 3, rate, separable, norm, f"aspp_atrous{index}"))
+    if options.image_pooling:
+        mean = keras.layers.GlobalAveragePooling2D(keepdims=True, name="aspp_mean")(features)  # (B, 1, 1, C)
+        mean = conv_norm_relu(mean, channels, 1, norm=norm, name="aspp_pooling")
+        branches.append(ResizeLike(name="aspp_pooling_resize")(mean, features))
+    x = keras.layers.Concatenate(name="aspp_concat")(branches) if len(branches) > 1 else branches[0]
+    return conv_norm_relu(x, channels, 1, norm=norm, name="aspp_join")
+
+
+def _decode(options, x, low_level, offset):
     """The decoder of DeepLabv3+ (section 3.1): few low-level channels, so that they don't outweigh ASPP's."""
-    low_level = conv_norm_relu(low_level, low_level_channels, 1, norm=norm, name="decoder_low_level")
+    norm, separable = options.head_norm, options.separable
+    low_level = conv_norm_relu(low_level, options.low_level_channels, 1, norm=norm, name="decoder_low_level")
     x = ResizeLike(offset, name="decoder_resize")(x, low_level)
     x = keras.layers.Concatenate(name="decoder_concat")([x, low_level])
     for index in (1, 2):
-        x = conv_norm_relu(x, channels, 3, separable=separable, norm=norm, name=f"decoder_conv{index}")
+        x = conv_norm_relu(x, options.decoder_channels, 3, separable=separable, norm=norm, name=f"decoder_conv{index}")
     return x
 
 
@@ -95,3 +94,34 @@ def _classify(x, offset, padded, images, class_count, name):
     x = Conv2D(class_count, 1, name=f"{name}_conv")(x)
     x = ResizeLike(offset, name=f"{name}_resize", dtype="float32")(x, padded)
     return CropLike(name=name, dtype="float32")(x, images)
+
+
+@keras.saving.register_keras_serializable("detseg")
+class ModelWithAuxiliary(keras.Model):
+    """images -> {"logits": .., "auxiliary_logits": ..}: the second, of an earlier stage, helps training only.
+
+    loss = loss(logits) + auxiliary_weight * loss(auxiliary_logits), of the same labels (PSPNet, section 4.2). The
+    weight is an attribute since Keras saves functional models only if their constructor is the stock one.
+    """
+
+    auxiliary_weight = 0.4
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        loss = super().compute_loss(x, y, y_pred["logits"], sample_weight, training)
+        # Not compute_loss again, which would add the layers' own losses a second time.
+        auxiliary = self._compile_loss(y, y_pred["auxiliary_logits"], sample_weight)
+        return loss + self.auxiliary_weight * auxiliary
+
+    def without_auxiliary(self):
+        """The keras.Model images -> logits of the same weights."""
+        return keras.Model(self.input, self.output["logits"], name=self.name)
+
+    def get_config(self):
+        return {**super().get_config(), "auxiliary_weight": self.auxiliary_weight}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        stock = {key: value for key, value in config.items() if key != "auxiliary_weight"}
+        model = super().from_config(stock, custom_objects)
+        model.auxiliary_weight = config["auxiliary_weight"]
+        return model

@@ -6,46 +6,41 @@ interpolation; score layers start at zero (section 4.1), so a skip adds nothing 
 
 import keras
 
-from detseg.backbones.backbone import Preprocess
+from detseg.backbones.backbone import features_of_pixels
+from detseg.backbones.catalogue import CATALOGUE
 from detseg.layers.conv import Conv2D
-from detseg.layers.padding import CropLike, PadToMultiple
-from detseg.layers.upsample import BilinearUpsample
+from detseg.layers.padding import CropLike
+from detseg.layers.resize import BilinearUpsample
 
 # Name -> native strides of the scored maps, coarsest first (figure 3).
 SCORED_STRIDES = {"fcn32s": (32,), "fcn16s": (32, 16), "fcn8s": (32, 16, 8)}
 
-# The deepest native stride of every backbone: images are padded to a multiple of it.
-_PADDING_MULTIPLE = 32
 
-
-def create_fcn(name, backbone, class_count, upsampling="fixed", dropout=0.5, head_channels=None):
+def create_fcn(options, backbone, class_count):
     """A model that maps raw pixels (B, H, W, C) to logits (B, H, W, class_count) float32, of any H and W.
 
-    name:           fcn32s, fcn16s or fcn8s.
-    backbone:       a `detseg.backbones.Backbone`.
-    upsampling:     "fixed": bilinear throughout; "learned": the steps between skips are learned and the last one, to
-                    image size, is fixed (section 4.3 of the paper).
-    dropout:        rate after fc6 and fc7, or before the score layer where there are none.
-    head_channels:  channels of fc6 (7x7) and fc7 (1x1), or None for neither; VGG16 of the paper has 4096.
+    options:   FCNOptions. Of learned upsampling the last step, to image size, is fixed (section 4.3 of the paper).
+               Without fc6 and fc7, dropout is before the score layer.
+    backbone:  a `Backbone`.
     """
-    channels = backbone.model.input_shape[-1]
-    images = keras.Input((None, None, channels), dtype="uint8", name="images")
-    x = Preprocess(backbone.preprocessing, channels, name="preprocess")(images)
-    x = PadToMultiple(_PADDING_MULTIPLE, name="pad")(x)
-    features = backbone(x)
+    images, _, features = features_of_pixels(backbone, 32)  # the deepest native stride of every backbone
 
-    strides = SCORED_STRIDES[name]
-    score = _score_layer(class_count, 32)(_head(features[32], backbone, head_channels, dropout))
+    head_channels = options.head_channels or CATALOGUE[options.backbone].dense_channels
+    score = _score_layer(class_count, 32)(_head(features[32], backbone, head_channels, options.dropout))
     stride = backbone.strides[32]
-    for native_stride in strides[1:]:
-        key = _skip_key(backbone, native_stride)
-        score = _upsample(score, stride, backbone.strides[key], upsampling == "learned", native_stride)
+    for native_stride in SCORED_STRIDES[options.name][1:]:
+        pool = {16: "pool4", 8: "pool3"}[native_stride]  # the paper's skips leave VGG after its pools
+        key = pool if pool in features else native_stride
+        factor = stride // backbone.strides[key]
+        if factor > 1:  # else dilation has kept both maps at one stride
+            name = f"upsample_to{native_stride}"
+            score = BilinearUpsample(factor, options.upsampling == "learned", name=name)(score)
         stride = backbone.strides[key]
         skip = _score_layer(class_count, native_stride)(features[key])
         score = keras.layers.Add(name=f"fuse{native_stride}")([score, skip])
     logits = BilinearUpsample(stride, name="upsample_to_image", dtype="float32")(score)
     logits = CropLike(name="logits", dtype="float32")(logits, images)
-    return keras.Model(images, logits, name=name)
+    return keras.Model(images, logits, name=options.name)
 
 
 def _head(x, backbone, head_channels, dropout):
@@ -53,30 +48,16 @@ def _head(x, backbone, head_channels, dropout):
     if head_channels is None:
         return keras.layers.Dropout(dropout, name="dropout")(x)
     dilation = 32 // backbone.strides[32]  # keeps the receptive field of the dense weights at smaller output strides
+    options = {"padding": "same", "kernel_initializer": "he_normal"}
     for name, size, rate in (("fc6", 7, dilation), ("fc7", 1, 1)):
-        x = Conv2D(head_channels, size, padding="same", dilation_rate=rate, kernel_initializer="he_normal", name=name)(
-            x
-        )
+        x = Conv2D(head_channels, size, dilation_rate=rate, name=name, **options)(x)
         x = keras.layers.ReLU(name=f"{name}_relu")(x)
         x = keras.layers.Dropout(dropout, name=f"{name}_dropout")(x)
     return x
 
 
-def _skip_key(backbone, native_stride):
-    """The paper's skips leave VGG after its pools; other backbones have no pools there."""
-    pool = {16: "pool4", 8: "pool3"}[native_stride]
-    return pool if pool in backbone.keys else native_stride
-
-
 def _score_layer(class_count, native_stride):
     return Conv2D(class_count, 1, kernel_initializer="zeros", name=f"score{native_stride}")
-
-
-def _upsample(score, stride, target_stride, learned, native_stride):
-    """Nothing to do where dilation has kept both maps at one stride."""
-    if stride == target_stride:
-        return score
-    return BilinearUpsample(stride // target_stride, learned, name=f"upsample_to{native_stride}")(score)
 
 
 def load_dense_weights(model, dense_weights):

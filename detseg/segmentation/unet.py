@@ -1,27 +1,24 @@
-"""U-Net (Ronneberger, Fischer, Brox: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015): in the
-paper's form, in padded forms of any width and depth, and with any backbone as its encoder."""
+"""U-Net (Ronneberger, Fischer, Brox: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015)."""
 
 import keras
 
-from detseg.backbones.backbone import Preprocess
+from detseg.backbones.backbone import Preprocess, features_of_pixels
 from detseg.layers.conv import Conv2D
-from detseg.layers.norm import create_norm
+from detseg.layers.norm import conv_norm_relu
 from detseg.layers.padding import CentreCropLike, CropLike, MirrorPad, PadToMultiple
 from detseg.layers.resize import ResizeLike
 
 
-def create_unet(class_count, channels=3, width=64, depth=4, padding="same", norm="batch", dropout=0.5):
+def create_unet(options, class_count, channels=3):
     """A model that maps raw pixels (B, H, W, channels) to logits (B, H, W, class_count) float32, of any H and W.
 
-    width:    filters of the first level; each level below has twice as many (figure 1: 64).
-    depth:    number of 2x2 max poolings (figure 1: 4).
-    padding:  "valid": unpadded 3x3 convolutions; the model mirrors the image at its border by what they eat up, and
-              skips are cropped to the size of what they join. "same": zero-padded ones.
-    norm:     of every 3x3 convolution: "none" (the paper), "batch", "frozen" or "group".
-    dropout:  rate at the end of the contracting path (section 3.1): behind its last two levels.
+    options:  UNetOptions without a backbone. With padding "valid" the model mirrors the image at its border by what the
+              convolutions eat up, and crops skips to the size of what they join. Dropout is at the end of the
+              contracting path (section 3.1): behind its last two levels.
     With padding "valid", norm "none" and the defaults this is the paper's network: 572x572 pixels give 388x388 scores,
     and it has 31.0 million parameters.
     """
+    width, depth, padding, norm = options.width, options.depth, options.padding, options.norm
     images = keras.Input((None, None, channels), dtype="uint8", name="images")
     x = Preprocess("tf", channels, name="preprocess")(images)
     if padding == "valid":
@@ -32,11 +29,11 @@ def create_unet(class_count, channels=3, width=64, depth=4, padding="same", norm
     for level in range(depth):
         x = _level(x, width * 2**level, padding, norm, f"down{level + 1}")
         if level == depth - 1:
-            x = keras.layers.Dropout(dropout, name=f"down{level + 1}_dropout")(x)
+            x = keras.layers.Dropout(options.dropout, name=f"down{level + 1}_dropout")(x)
         skips.append(x)
         x = keras.layers.MaxPooling2D(2, name=f"pool{level + 1}")(x)
     x = _level(x, width * 2**depth, padding, norm, "bottom")
-    x = keras.layers.Dropout(dropout, name="bottom_dropout")(x)
+    x = keras.layers.Dropout(options.dropout, name="bottom_dropout")(x)
     for level in reversed(range(depth)):
         x = _up_convolution(x, width * 2**level, f"up{level + 1}")
         skip = skips[level]
@@ -47,23 +44,18 @@ def create_unet(class_count, channels=3, width=64, depth=4, padding="same", norm
     return keras.Model(images, _classify(x, images, class_count), name="unet")
 
 
-def create_encoder_unet(backbone, class_count, decoder_channels=(256, 128, 64, 32, 16), norm="batch", dropout=0.0):
-    """A U-Net whose contracting path is a `detseg.backbones.Backbone`; maps pixels to logits as `create_unet` does.
+def create_encoder_unet(options, backbone, class_count):
+    """A U-Net whose contracting path is a `Backbone`; maps pixels to logits as `create_unet` does.
 
-    decoder_channels:  filters of the levels of native stride 16, 8, 4, 2 and 1. Each level takes the backbone's
-                       features of its native stride as skip; that of stride 1 has none where the backbone has none.
-    norm:              of the decoder.
-    dropout:           rate of the backbone's deepest features.
+    options:  UNetOptions with a backbone. Each level of the decoder takes the backbone's features of its native stride
+              as skip; that of stride 1 has none where the backbone has none.
     """
-    channels = backbone.model.input_shape[-1]
-    images = keras.Input((None, None, channels), dtype="uint8", name="images")
-    x = Preprocess(backbone.preprocessing, channels, name="preprocess")(images)
-    x = PadToMultiple(backbone.strides[32], name="pad")(x)
-    features = backbone(x)
-    sizes = dict(zip(backbone.keys, backbone.model.compute_output_shape((1, 64, 64, channels)), strict=True))
+    images, _, features = features_of_pixels(backbone, backbone.strides[32])
+    shape = (1, 64, 64, images.shape[-1])
+    sizes = dict(zip(backbone.keys, backbone.model.compute_output_shape(shape), strict=True))
     x, stride = features[32], backbone.strides[32]
-    x = keras.layers.Dropout(dropout, name="dropout")(x)
-    for native_stride, filters in zip((16, 8, 4, 2, 1), decoder_channels, strict=True):
+    x = keras.layers.Dropout(options.dropout, name="dropout")(x)
+    for native_stride, filters in zip((16, 8, 4, 2, 1), options.decoder_channels, strict=True):
         name = f"up{native_stride}"
         if stride > backbone.strides.get(native_stride, native_stride):  # else dilation has kept both at one stride
             x, stride = _up_convolution(x, filters, name), stride // 2
@@ -72,7 +64,7 @@ def create_encoder_unet(backbone, class_count, decoder_channels=(256, 128, 64, 3
             if sizes[native_stride][1] * stride != 64:  # Xception's unpadded stem makes maps that are too small
                 skip = ResizeLike(name=f"{name}_resize")(skip, x)
             x = keras.layers.Concatenate(name=f"{name}_concat")([skip, x])
-        x = _level(x, filters, "same", norm, name)
+        x = _level(x, filters, "same", options.head_norm, name)
     return keras.Model(images, _classify(x, images, class_count), name="unet")
 
 
@@ -86,23 +78,15 @@ def unpadded_margin(depth):
 
 
 def _level(x, filters, padding, norm, name):
-    """Two 3x3 convolutions, each with its norm and relu; the weights' start is He et al.'s (section 3)."""
     for index in (1, 2):
-        convolution = f"{name}_conv{index}"
-        x = Conv2D(
-            filters, 3, padding=padding, use_bias=norm == "none", kernel_initializer="he_normal", name=convolution
-        )(x)
-        if norm != "none":
-            x = create_norm(norm, filters, epsilon=1e-5, name=f"{convolution}_norm")(x)
-        x = keras.layers.ReLU(name=f"{convolution}_relu")(x)
+        x = conv_norm_relu(x, filters, 3, padding=padding, norm=norm, name=f"{name}_conv{index}")
     return x
 
 
 def _up_convolution(x, filters, name):
     """The paper's 2x2 "up-convolution": each pixel becomes 2x2, so that no two overlap and no checkerboard appears."""
-    return keras.layers.Conv2DTranspose(
-        filters, 2, strides=2, kernel_initializer="he_normal", name=f"{name}_transposed"
-    )(x)
+    name = f"{name}_transposed"
+    return keras.layers.Conv2DTranspose(filters, 2, strides=2, kernel_initializer="he_normal", name=name)(x)
 
 
 def _classify(x, images, class_count):

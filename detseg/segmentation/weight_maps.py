@@ -1,9 +1,10 @@
-"""Pixel weights that make a network learn the gaps between objects: the weight map of the U-Net paper (its eq. 2).
+"""Pixel weights that make a network learn the gaps between objects (U-Net, MICCAI 2015, eq. 2).
 
     w(x) = wc(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2))
 
-`class_balance_weights` gives wc's value for each class, `border_weights` the second term. Instance ids are integers
-(H, W): one positive number for the pixels of each object, in any order and with any gaps, 0 for the background.
+wc, the weight of a pixel's class, is class_weights of the losses; `border_weights` gives the second term. Instance ids
+are integers (H, W): one positive number for the pixels of each object, in any order and with any gaps, 0 for the
+background.
 """
 
 import cv2
@@ -11,17 +12,15 @@ import numpy as np
 
 
 def border_weights(instance_ids, w0=10.0, sigma=5.0):
-    """The border term w0 exp(-(d1 + d2)^2 / (2 sigma^2)) (Ronneberger et al., U-Net, MICCAI 2015, eq. 2).
+    """The border term w0 exp(-(d1 + d2)^2 / (2 sigma^2)).
 
     d1 and d2 are the Euclidean distances in pixels from a pixel's centre to the centre of the nearest pixel of the
     nearest and of the second nearest object. As in the paper's figure 3 and in common implementations the term is for
     the background: it is 0 inside of objects, and everywhere if there are fewer than two. Objects that touch have no
     gap between them: `separate_touching` makes one.
 
-    instance_ids:  ints (H, W), see above.
-    w0, sigma:     the term's largest value, and its width in pixels, > 0. A gap one pixel wide has
-                   w0 exp(-2 / sigma^2).
-    Returns        float32 (H, W). Values below the float32 rounding of w0 (1.2e-7 w0) may come as 0.
+    w0, sigma:  the term's largest value, and its width in pixels, > 0. A gap one pixel wide has w0 exp(-2 / sigma^2).
+    Returns     float32 (H, W). Values below the float32 rounding of w0 (1.2e-7 w0) may come as 0.
     """
     # Where d1 + d2 is larger than this, the term is below the rounding of w0: so objects farther away don't matter.
     reach = sigma * np.sqrt(-2 * np.log(np.finfo(np.float32).eps))
@@ -31,26 +30,10 @@ def border_weights(instance_ids, w0=10.0, sigma=5.0):
     return weights
 
 
-def class_balance_weights(class_pixels):
-    """Weights that balance the class frequencies of a data set: the values of the paper's wc.
-
-    They are inverse frequencies, scaled to a mean of 1 over the split's pixels, which w0 then is a multiple of.
-
-    class_pixels:  ints (K,), the pixels of each class in the training split.
-    Returns        float32 (K,); 0 for a class that has no pixels.
-    """
-    class_pixels = np.asarray(class_pixels, np.float64)
-    has_pixels = class_pixels > 0
-    weights = np.zeros(len(class_pixels), np.float32)
-    weights[has_pixels] = class_pixels.sum() / (has_pixels.sum() * class_pixels[has_pixels])
-    return weights
-
-
 def instances_of_components(label_map, background=0, ignore_label=255, connectivity=4):
     """Instance ids where only classes are known: the connected components of each class but the background.
 
     label_map:     uint8 (H, W) of class indices; ignored pixels belong to no object.
-    background:    the class that lies between the objects.
     connectivity:  4 or 8. With 4, objects that meet at corners only are two, and a diagonal line one pixel wide
                    separates those on its sides.
     Returns        int32 (H, W): 1, 2, ..; 0 elsewhere.
@@ -68,13 +51,10 @@ def instances_of_components(label_map, background=0, ignore_label=255, connectiv
 
 
 def separate_touching(instance_ids, gap=1):
-    """The pixels of objects that another object is near to: made background in the training target, they separate
-    objects that touch.
+    """Pixels of objects, bool (H, W), near another object: made background for training, they separate touching ones.
 
-    instance_ids:  ints (H, W), see above.
-    gap:           how near, in pixels, diagonal steps counting as one. Both objects lose up to this many pixels, so
-                   touching ones end up 2 * gap pixels apart.
-    Returns        bool (H, W).
+    gap:  how near, in pixels, diagonal steps counting as one. Both objects lose up to this many pixels, so touching
+          ones end up 2 * gap pixels apart.
     """
     ids = instance_ids.astype(np.float64)  # cv2 filters no int32; a double holds each exactly
     square = np.ones((2 * gap + 1, 2 * gap + 1), np.uint8)
@@ -87,8 +67,8 @@ def separate_touching(instance_ids, gap=1):
 def _two_nearest_distances(instance_ids, reach):
     """Distances to the nearest and the second nearest object, both float32 (H, W); infinite where there is none.
 
-    Objects are taken into account at least at all pixels that lie within `reach` of them: each in a window of its own,
-    so that the cost grows with the area of the objects' surroundings, not with their number times the image's.
+    Each object counts in a window of its own, at all pixels within `reach`, so that the cost doesn't grow with the
+    number of objects times the image's area.
     """
     nearest = np.full(instance_ids.shape, np.inf, np.float32)  # squared up to the end
     second = nearest.copy()

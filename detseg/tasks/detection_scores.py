@@ -1,11 +1,12 @@
 """What a detector is scored by, with the files and drawings that show it."""
 
-import math
+import numpy as np
 
-from detseg.detection.results_files import coco_entries, write_coco_results, write_voc_results
-from detseg.files import make_folder
+from detseg.inference.results_files import coco_entries, write_coco_results, write_voc_results
+from detseg.metrics.coco import describe_images_over
 from detseg.metrics.detection import DetectionScores
-from detseg.report.detection_plots import draw_confusion, draw_precision_recall
+from detseg.report.plots import draw_confusion, draw_precision_recall
+from detseg.tasks.base import class_lines
 
 
 class DetectionTaskScores:
@@ -13,44 +14,46 @@ class DetectionTaskScores:
 
     masks:             bool, whether to score masks too.
     keep_predictions:  bool, whether `write` is to be called.
+    max_detections:    the model's, of an image; None where none is known.
     """
 
-    def __init__(self, classes, masks=False, keep_predictions=False):
+    def __init__(self, classes, masks=False, keep_predictions=False, max_detections=None):
         self._classes = classes
         self._masks = masks
         self._scores = DetectionScores(classes, masks)
         self._predictions = [] if keep_predictions else None
+        self._max_detections = max_detections
+        self._images_over = 0  # images with more objects than the model can find
 
-    def update(self, sample, prediction, true_instances, image_id=None):
-        """Adds an image: a Sample with its original objects, and what was found in it.
+    def update(self, sample, found, true_instances, image_id=None):
+        """Adds an image: a Sample with its original objects, of which the image is not read, and a Prediction of it.
 
         true_instances:  function of no arguments -> (masks, labels, is_crowd) of the same objects.
         image_id:        the source's, unique: between detections of equal score COCO's figures go by the order of the
                          ids. None for the number of images before it.
         """
-        self.add(sample.objects, prediction, true_instances, image_id)
-
-    def add(self, objects, found, true_instances, image_id=None):
-        """Adds an image: its Objects, and a Prediction or Detections. The rest is as in `update`."""
-        self._scores.update(
-            objects.boxes,
-            objects.labels,
-            found.boxes,
-            found.labels,
-            found.scores,
-            is_crowd=objects.is_crowd,
-            difficult=objects.difficult,
-            areas=objects.areas,
-            true_masks=true_instances()[0] if self._masks else None,
-            masks=found.masks if self._masks else None,
-            image_id=image_id,
-        )
+        objects = sample.objects
+        if self._max_detections is not None:
+            objects_to_find = np.count_nonzero(~(objects.is_crowd | objects.difficult))
+            self._images_over += objects_to_find > self._max_detections
+        masks = {"true_masks": true_instances()[0], "masks": found.masks} if self._masks else {}
+        flags = {"is_crowd": objects.is_crowd, "difficult": objects.difficult, "areas": objects.areas}
+        both = (objects.boxes, objects.labels, found.boxes, found.labels, found.scores)
+        self._scores.update(*both, **flags, **masks, image_id=image_id)
         if self._predictions is not None:
             self._predictions.append(found)
 
     def result(self):
-        """The scores as in evaluation/SPLIT.json; undefined ones are nan."""
-        return self._scores.result()
+        """The scores as in evaluation/SPLIT.json; undefined ones are nan.
+
+        Where images have more objects than the model gives detections, so that it can't find all, there is
+        images_over_model_max_detections {images, max_detections}, like COCO's images_over_max_detections.
+        """
+        result = self._scores.result()
+        if self._images_over:
+            over = {"images": self._images_over, "max_detections": self._max_detections}
+            result["images_over_model_max_detections"] = over
+        return result
 
     def write(self, dataset, folder, name, voc_list=None):
         """Writes what was found in a dataset's images, in the same order, and drawings of the scores.
@@ -59,12 +62,11 @@ class DetectionTaskScores:
         NAME_confusion.png; with a VOC list's name also NAME_comp4/, the devkit's text files of results.
         Returns  the paths.
         """
-        make_folder(folder, "folder of results")
         pairs = list(zip(dataset.image_ids, self._predictions, strict=True))
         paths = [folder / f"{name}_{rest}" for rest in ("detections.json", "curves.png", "confusion.png")]
         entries = [entry for image_id, found in pairs for entry in coco_entries(found, image_id, dataset.category_ids)]
         write_coco_results(paths[0], entries)
-        draw_precision_recall(self._scores.voc.curves(), paths[1])
+        draw_precision_recall(self._scores.voc.curves(), paths[1], self._scores.voc.min_overlap)
         confusion = self._scores.confusion
         title = f"scores from {confusion.min_score:g}, IoU from {confusion.min_overlap:g}"
         draw_confusion(confusion.matrix, self._classes, paths[2], title)
@@ -76,15 +78,19 @@ class DetectionTaskScores:
 
 
 def format_detection_scores(result):
-    """A result of `evaluate` as lines of text: every class from best to worst, and the scores."""
+    """A result of `evaluate` as text: every class from best to worst, and the scores."""
     per_class = result["per_class"]
-    defined = {name: scores for name, scores in per_class.items() if not math.isnan(scores["AP"])}
-    width = max(map(len, per_class))
-    order = sorted(defined, key=lambda name: -defined[name]["AP"])
-    lines = [f"{name:<{width}}  AP {defined[name]['AP']:.3f}  AP50 {defined[name]['AP50']:.3f}" for name in order]
-    absent = [name for name in per_class if name not in defined]
-    if absent:
-        lines.append(f"absent from this split and left out of the mean: {', '.join(absent)}")
+    lines = class_lines(
+        {name: scores["AP"] for name, scores in per_class.items()},
+        {name: f"AP {scores['AP']:.3f}  AP50 {scores['AP50']:.3f}" for name, scores in per_class.items()},
+    )
+    if "images_over_max_detections" in result:
+        lines.append(describe_images_over(result["images_over_max_detections"]))
+    if "images_over_model_max_detections" in result:
+        images, most = result["images_over_model_max_detections"].values()
+        lines.append(
+            f"model.max_detections is {most}, but {images} images have more objects; raise it to find them all"
+        )
     coco, voc = result["coco"], result["voc"]
     lines.append("  ".join(f"{name} {value:.4f}" for name, value in coco.items()))
     speed = f", {result['images_per_second']:.1f} images/s" if "images_per_second" in result else ""

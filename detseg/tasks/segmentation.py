@@ -6,111 +6,92 @@ from dataclasses import replace
 
 import numpy as np
 
-from detseg import config as schema
-from detseg.data.augment import create_augmentation, resize_sample, resized_size
 from detseg.data.classes import BACKGROUND
+from detseg.data.loader import Batches
 from detseg.data.scan import median_frequency_weights
 from detseg.errors import UserError
-from detseg.inference.prediction import PLAIN
-from detseg.inference.segmentation import SegmentationInference
-from detseg.inference.tiling import Tiler, tiled_forward
-from detseg.inference.tta import TestTimeAugmentation
+from detseg.inference.prediction import SegmentationPredictionOptions
+from detseg.inference.segmentation import SegmentationInference, TestTimeAugmentation
 from detseg.report.drawing import draw_label_map
-from detseg.segmentation.auxiliary import ModelWithAuxiliary
-from detseg.segmentation.deeplabv3 import effective_rates
-from detseg.segmentation.losses import LOSSES, WeightedSum
+from detseg.segmentation.deeplabv3 import ModelWithAuxiliary, effective_rates
+from detseg.segmentation.losses import SegmentationLoss
+from detseg.segmentation.models import create_segmentation_model
+from detseg.segmentation.options import AtrousOptions
 from detseg.segmentation.weight_maps import border_weights, instances_of_components, separate_touching
-from detseg.tasks.segmentation_models import create_segmentation_model, minimum_size
-from detseg.tasks.segmentation_results import SegmentationWriter
-from detseg.tasks.segmentation_scores import SegmentationScores, create_extra_scores, format_extra_scores
+from detseg.tasks.base import Task, class_lines
+from detseg.tasks.segmentation_scores import SegmentationScores, format_extra_scores
 from detseg.tasks.training_size import training_size
+from detseg.tasks.writers import SegmentationWriter
 
 logger = logging.getLogger("detseg")
 
+_TIMES = ("images_per_second", "seconds")  # in a result of `evaluate`: no scores
 
-class SegmentationTask:
-    """Semantic segmentation.
 
-    config:   the whole Config.
-    classes:  tuple of K class names, index = label.
-    """
+class SegmentationTask(Task):
+    """Semantic segmentation. See `Task`."""
 
-    score_name = "miou"  # what the best checkpoint is chosen by, higher is better
+    name = "segmentation"
+    score_name = "miou"
     score_label = "mIoU"
-    one_size = True  # of the images of a batch
-    shown_from = None  # score; see DetectionTask
-
-    def __init__(self, config, classes):
-        self.config = config
-        self.classes = classes
+    options_kind = SegmentationPredictionOptions
 
     def create_model(self, pretrained=True):
-        """(model, backbone): raw pixels (B, H, W, C) -> logits (B, H, W, K), and the Backbone inside it or None.
+        return create_segmentation_model(self.config.model, len(self.classes), self.config.data.channels, pretrained)
 
-        pretrained:  bool. False leaves model.weights unread, for a model whose weights are loaded afterwards.
-        """
-        settings = self.config.model
-        weights = settings.weights if pretrained else None
-        return create_segmentation_model(settings, self.config.data.channels, len(self.classes), weights)
+    def check_given_model(self, model):
+        """UserError unless it is raw pixels (B, H, W, C) -> logits (B, H, W, K)."""
+        if self.config.model.name != "custom":
+            raise UserError(
+                f"model=: a model from Python, but model.name is {self.config.model.name}; expected model.name: custom"
+            )
+        expected = [(4, self.config.data.channels), (4, len(self.classes))]
+        shapes = [getattr(model, "input_shape", None), getattr(model, "output_shape", None)]
+        if [(len(shape), shape[-1]) if isinstance(shape, tuple) else None for shape in shapes] != expected:
+            raise UserError(
+                f"model=: it takes {shapes[0]} and gives {shapes[1]}; expected a keras.Model from raw pixels (batch, "
+                f"height, width, {expected[0][1]}) to logits (batch, height, width, {expected[1][1]}) of the classes "
+                f"{', '.join(self.classes)}"
+            )
 
     def count_class_weights(self, scan):
-        """{class name: weight} of median frequency balancing where a loss asks for it, else None.
-
-        scan:  the SplitScan of the training split.
-        """
+        """{class name: weight} of median frequency balancing where a loss asks for it, else None."""
         if all(item.class_weights != "median_frequency" for item in self.config.loss):
             return None
         return dict(zip(self.classes, median_frequency_weights(scan).tolist(), strict=True))
 
     def create_loss(self, counted_class_weights=None):
-        """The config's weighted sum of losses. counted_class_weights: of `count_class_weights`."""
+        """The config's weighted sum of losses."""
         losses = []
         for index, item in enumerate(self.config.loss):
-            losses.append(
-                LOSSES[item.name](
-                    ignore_label=self.config.data.ignore_label,
-                    class_weights=self._class_weights(index, counted_class_weights),
-                    **item.model_dump(exclude={"name", "weight", "class_weights", "border_weights"}),  # its own options
+            class_weights = item.class_weights
+            if class_weights == "median_frequency":
+                class_weights = tuple(counted_class_weights[name] for name in self.classes)
+            elif class_weights is not None and len(class_weights) != len(self.classes):
+                raise UserError(
+                    f"loss.{index}.class_weights: {len(class_weights)} weights, but the data has {len(self.classes)} "
+                    f"classes: {', '.join(self.classes)}"
                 )
-            )
-        return WeightedSum(losses, [item.weight for item in self.config.loss])
+            losses.append(item.model_copy(update={"class_weights": class_weights}))
+        return SegmentationLoss(losses, self.config.data.ignore_label)
 
-    def _class_weights(self, index, counted):
-        class_weights = self.config.loss[index].class_weights
-        if class_weights == "median_frequency":
-            return [counted[name] for name in self.classes]
-        if class_weights is not None and len(class_weights) != len(self.classes):
-            raise UserError(
-                f"loss.{index}.class_weights: {len(class_weights)} weights, but the data has {len(self.classes)} "
-                f"classes: {', '.join(self.classes)}"
-            )
-        return class_weights
-
-    def create_preparation(self, scan):
-        """Function (Sample, numpy Generator) -> (image (H, W, C) uint8, target), augmented.
-
-        The target is the label map (H, W) uint8 or, with border weights, label map and weights (H, W, 2) float32.
-
-        scan:  the SplitScan of the training split.
+    def create_batches(self, scan, augment=None):
+        """Batches of images (B, H, W, C) uint8 with label maps (B, H, W) uint8 or, with border weights, label maps and
+        weights (B, H, W, 2) float32.
         """
-        data = self.config.data
-        augment = create_augmentation(self.config.augmentation, data.ignore_label, scan.class_pixels)
+        augmented = self.create_augmentation(augment, self.config.data.ignore_label, scan.class_pixels)
         border = self._border_weights()
 
         def prepare(sample, rng):
-            sample = resize_sample(sample, *resized_size(data.resize, *sample.image.shape[:2]))
-            sample = augment(sample, rng)
-            if border is None:
-                return sample.image, sample.label_map
-            return sample.image, self._weighted_target(sample, border)
+            sample = augmented(sample, rng)
+            return sample.image, sample.label_map if border is None else self._weighted_target(sample, border)
 
-        return prepare
+        return Batches(prepare)
 
     def _weighted_target(self, sample, border):
-        data, ids = self.config.data, sample.instance_ids
+        label_map, ids = sample.label_map, sample.instance_ids
         if ids is None:
-            ids = instances_of_components(sample.label_map, self._background, data.ignore_label)
-        label_map = sample.label_map
+            ids = instances_of_components(label_map, self._background, self.config.data.ignore_label)
         if border.gap:
             apart = separate_touching(ids, border.gap)
             label_map, ids = np.where(apart, self._background, label_map), np.where(apart, 0, ids)
@@ -129,18 +110,10 @@ class SegmentationTask:
         found = [item.border_weights for item in self.config.loss if getattr(item, "border_weights", None) is not None]
         if len(found) > 1:
             raise UserError("loss: border_weights are in two losses; expected in one cross_entropy at most")
-        return found[0] if found else None
-
-    def create_collation(self, scan):
-        """None: samples are stacked."""
-        return None
-
-    def image_groups(self, scan):
-        """None: all images get one size."""
-        return None
+        return next(iter(found), None)
 
     def check_training_data(self, scan, dataset):
-        """Raises UserError unless augmentation makes all images of the training split one size, as batches need.
+        """UserError unless augmentation makes all images one size, as batches need.
 
         Warns where that size is too small for the model's atrous rates.
         """
@@ -156,23 +129,19 @@ class SegmentationTask:
             name = self.classes[self._background]
             logger.info("border_weights: objects are what isn't %s, and the weights lie between them", name)
         size = training_size(self.config, scan)
-        if not isinstance(self.config.model, schema.AtrousModel):
-            return
-        self._check_image_pooling()
-        if size is not None:
-            self._check_atrous_rates(size)
+        if isinstance(self.config.model, AtrousOptions):
+            self._check_atrous_model(size)
 
-    def _check_image_pooling(self):
-        """Batch norm of one value, the mean over one image, has no variance to learn."""
+    def _check_atrous_model(self, size):
         settings = self.config.model
+        # Batch norm of one value, the mean over one image, has no variance to learn.
         if self.config.train.batch_size == 1 and settings.image_pooling and settings.norm != "group":
             raise UserError(
                 "train.batch_size: 1 image gives the batch norm behind image pooling a single value a channel; take "
                 "2 or more, or model.norm: group, or model.image_pooling: false"
             )
-
-    def _check_atrous_rates(self, size):
-        settings = self.config.model
+        if size is None:
+            return
         rates = effective_rates(settings.aspp_rates, settings.output_stride)
         map_size = min(-(-side // settings.output_stride) for side in size)
         useless = [str(rate) for rate in rates if rate >= map_size]
@@ -183,97 +152,46 @@ class SegmentationTask:
                 *(*size, map_size, settings.output_stride, " and ".join(useless)),
             )
 
-    def check_options(self, options):
-        """UserError for PredictionOptions that segmentation has not."""
-        asked = {
-            "--score-threshold": options.score_threshold is not None,
-            "--max-detections": options.max_detections is not None,
-            "--voc-xml": options.voc_xml,
-            "--voc-boxes": options.voc_boxes is not None,
-        }
-        wrong = [name for name, is_asked in asked.items() if is_asked]
-        if wrong:
-            raise UserError(f"{', '.join(wrong)}: for task: detection; this run's task is segmentation")
-
-    def check_validation_data(self, scan):
-        """Nothing: a split without labelled pixels scores nan, which `scan_split` has warned of."""
-
-    def describe_training(self, model, scan, dataset):
-        """Nothing to add."""
-
-    def create_inference(self, model, options=PLAIN, tiler=None):
-        """Function image (H, W, C) -> Prediction with a label map.
-
-        options:  PredictionOptions.
-        tiler:    None, or the model's Tiler (`create_tiler`), through which images go tile by tile.
-        """
-        self.check_options(options)
-        if isinstance(model, ModelWithAuxiliary):
-            model = model.without_auxiliary()
-        views = None
-        if options.tta:
-            settings = self.config.tta
-            views = TestTimeAugmentation(settings.scales, settings.flip, minimum_size(self.config.model))
-        forward = None if tiler is None else tiled_forward(tiler, options.probabilities or options.tta)
-        return SegmentationInference(model, self.config.data.resize, options.probabilities, views, forward)
-
-    def create_tiler(self, model, tile, memory_bytes):
-        """The Tiler of a model: tile "auto" or pixels, from memory_bytes for one tile."""
-        if isinstance(model, ModelWithAuxiliary):
-            model = model.without_auxiliary()
-        return Tiler(model, tile, memory_bytes)
-
-    def create_scores(self, extra=False):
-        """What collects a split's scores. extra: bool, those of the config's evaluation section too."""
-        ignore_label = self.config.data.ignore_label
-        if not extra:
-            return SegmentationScores(self.classes, ignore_label)
-        self._check_background()
-        parts = create_extra_scores(self.config.evaluation, self.classes, ignore_label)
-        return SegmentationScores(self.classes, ignore_label, parts)
-
     def evaluation_options(self, options):
-        """The options that `create_scores(extra=True)` needs beside those given."""
         evaluation = self.config.evaluation
         needs_probabilities = evaluation.em is not None or evaluation.instances is not None
         return replace(options, probabilities=options.probabilities or needs_probabilities)
 
-    def figures(self, result):
-        """{name: float} of a result of `evaluate` to follow over the epochs, the one that decides first."""
-        return {name: value for name, value in result.items() if isinstance(value, float)}
+    def create_inference(self, model):
+        if isinstance(model, ModelWithAuxiliary):
+            model = model.without_auxiliary()
+        settings = self.config.tta
+        views = TestTimeAugmentation(settings.scales, settings.flip, self.config.model.minimum_size)
+        return SegmentationInference(model, self.config.data.resize, views)
 
-    def write_scores(self, scores, dataset, folder, name):
-        """Nothing beside FOLDER/NAME.json; returns the paths, none."""
-        return []
-
-    def draw_truth_and_found(self, sample, found):
-        """Two drawings, uint8 (H, W', 3): a Sample's label map, and that of its Prediction."""
-        return tuple(draw_label_map(sample.image, each.label_map, self.classes) for each in (sample, found))
-
-    def _check_background(self):
-        """Objects are what isn't class 0."""
-        if self._background and self.config.evaluation.instances is not None:
+    def create_scores(self, extra=False):
+        """extra: bool, the scores of the config's evaluation section too."""
+        settings = self.config.evaluation if extra else None
+        if extra and settings.instances is not None and self._background:  # objects are what isn't class 0
             raise UserError(
                 f"evaluation.instances: the background has to be the first class, but of {', '.join(self.classes)} it "
                 "is not; order them by data.classes"
             )
+        return SegmentationScores(self.classes, self.config.data.ignore_label, settings)
 
-    def create_writer(self, output, options, category_ids=None):
-        """What writes predictions into a folder."""
-        self.check_options(options)
+    def figures(self, result):
+        """All scores over the split."""
+        return {name: value for name, value in result.items() if isinstance(value, float) and name not in _TIMES}
+
+    def draw_truth_and_found(self, sample, found):
+        return tuple(draw_label_map(sample.image, each.label_map, self.classes) for each in (sample, found))
+
+    def create_writer(self, output, options, category_ids=None, voc_xml=False, voc_boxes=None):
+        if voc_xml or voc_boxes is not None:
+            raise UserError("--voc-xml, --voc-boxes: for task: detection; this run's task is segmentation")
         return SegmentationWriter(output, self.classes, options.probabilities)
 
     def format_scores(self, result):
-        """A result of `evaluate` as lines of text: every class from best to worst, and the scores."""
         per_class = result["per_class"]
-        defined = {name: iou for name, iou in per_class.items() if not math.isnan(iou)}
-        width = max(map(len, per_class))
-        lines = [f"{name:<{width}}  {iou:.3f}" for name, iou in sorted(defined.items(), key=lambda item: -item[1])]
-        absent = [name for name in per_class if name not in defined]
-        if absent:
-            lines.append(f"absent from this split and left out of the mean: {', '.join(absent)}")
+        lines = class_lines(per_class, {name: f"{iou:.3f}" for name, iou in per_class.items()})
+        count = sum(not math.isnan(iou) for iou in per_class.values())
         lines.append(
-            f"{result['split']}: mIoU {result['miou']:.4f} (mean of {len(defined)} of {len(per_class)} classes), "
+            f"{result['split']}: mIoU {result['miou']:.4f} (mean of {count} of {len(per_class)} classes), "
             f"pixel accuracy {result['pixel_accuracy']:.4f}, mean accuracy {result['mean_accuracy']:.4f}, "
             f"frequency-weighted IoU {result['frequency_weighted_iou']:.4f}; "
             f"{result['images']} images, {result['images_per_second']:.1f} images/s"

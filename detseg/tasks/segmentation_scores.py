@@ -2,51 +2,41 @@
 
 import numpy as np
 
+from detseg.data.masks import encode_instances
 from detseg.errors import UserError
-from detseg.metrics.boundary import BoundaryScores
+from detseg.inference.instances import find_class_instances
+from detseg.metrics.coco import describe_images_over
 from detseg.metrics.em import EMScores
 from detseg.metrics.instances import InstanceScores
-from detseg.metrics.semantic import confusion_matrix, dice_scores, segmentation_scores
-from detseg.segmentation.instances import encode_instances, find_class_instances
+from detseg.metrics.semantic import BoundaryScores, confusion_matrix, dice_scores, segmentation_scores
 from detseg.segmentation.weight_maps import instances_of_components
 
 
-def create_extra_scores(settings, classes, ignore_label):
-    """The scores that the config's evaluation section asks for beside mIoU: objects like `BoundaryPart`.
-
-    Each has update(sample, prediction, true_instances, image_id) and result(), the part of evaluation/SPLIT.json that
-    it makes.
-    """
-    parts = []
-    if settings.boundary is not None:
-        parts.append(BoundaryPart(classes, settings.boundary.tolerance, ignore_label))
-    if settings.em is not None:
-        parts.append(EMPart(classes, settings.em.membrane, ignore_label))
-    if settings.instances is not None:
-        parts.append(InstancePart(classes, settings.instances, ignore_label))
-    return parts
-
-
 class SegmentationScores:
-    """Collects a split's confusion matrix, and `extra` scores, image by image."""
+    """Collects a split's confusion matrix, and the scores that the config's evaluation section asks for beside mIoU.
 
-    def __init__(self, classes, ignore_label, extra=()):
+    settings:  that section, or None.
+    """
+
+    def __init__(self, classes, ignore_label, settings=None):
         self._classes = classes
         self._ignore_label = ignore_label
         self._confusion = 0
-        self._extra = extra
+        asked = {key: getattr(settings, key, None) for key in _PARTS}
+        self._parts = {
+            key: _PARTS[key](section, classes, ignore_label) for key, section in asked.items() if section is not None
+        }
 
     def update(self, sample, prediction, true_instances, image_id=None):
         """Adds an image.
 
         true_instances:  function of no arguments -> (masks, labels, crowds) of the data set's objects, or None where it
                          has only label maps.
-        image_id:        the source's, or None where it has none. See `CocoScores.update_boxes`.
+        image_id:        the source's, or None where it has none. See `CocoScores.update`.
         """
-        self._confusion = self._confusion + confusion_matrix(
-            sample.label_map, prediction.label_map, len(self._classes), self._ignore_label
-        )
-        for part in self._extra:
+        truth, found = sample.label_map, prediction.label_map
+        self._confusion += confusion_matrix(truth, found, len(self._classes), self._ignore_label)
+        for part in self._parts.values():
             part.update(sample, prediction, true_instances, image_id)
 
     def result(self):
@@ -57,18 +47,14 @@ class SegmentationScores:
             "per_class": dict(zip(self._classes, iou.tolist(), strict=True)),
             "per_class_dice": dict(zip(self._classes, dice.tolist(), strict=True)),
         }
-        for part in self._extra:
-            result |= part.result()
-        return result
+        return result | {key: part.result() for key, part in self._parts.items()}
 
 
 class BoundaryPart:
-    """The key `boundary`."""
-
-    def __init__(self, classes, tolerance, ignore_label):
+    def __init__(self, settings, classes, ignore_label):
         self._classes = classes
-        self._tolerance = tolerance
-        self._scores = BoundaryScores(len(classes), tolerance, ignore_label)
+        self._tolerance = settings.tolerance
+        self._scores = BoundaryScores(len(classes), settings.tolerance, ignore_label)
 
     def update(self, sample, prediction, true_instances, image_id):
         self._scores.update(sample.label_map, prediction.label_map)
@@ -76,13 +62,14 @@ class BoundaryPart:
     def result(self):
         scores = self._scores.result()
         per_class = dict(zip(self._classes, scores["boundary_f_of_class"].tolist(), strict=True))
-        return {"boundary": {"f": scores["boundary_f"], "tolerance": self._tolerance, "per_class": per_class}}
+        return {"f": scores["boundary_f"], "tolerance": self._tolerance, "per_class": per_class}
 
 
 class EMPart:
-    """The key `em`: the scores of ISBI 2012 from the probability of everything but membrane."""
+    """The scores of ISBI 2012 from the probability of everything but membrane."""
 
-    def __init__(self, classes, membrane, ignore_label):
+    def __init__(self, settings, classes, ignore_label):
+        membrane = settings.membrane
         if membrane not in classes or len(classes) != 2:
             raise UserError(
                 f"evaluation.em.membrane: {membrane!r}; expected one of two classes, but the data's are "
@@ -95,13 +82,13 @@ class EMPart:
         self._scores.update(sample.label_map, prediction.probabilities[..., self._interior])
 
     def result(self):
-        return {"em": self._scores.result()}
+        return self._scores.result()
 
 
 class InstancePart:
-    """The key `instances`: average precision of the objects cut out of the label map."""
+    """Average precision of the objects cut out of the label map."""
 
-    def __init__(self, classes, settings, ignore_label):
+    def __init__(self, settings, classes, ignore_label):
         if len(classes) < 2:
             raise UserError(f"evaluation.instances: the data's one class, {classes[0]!r}, is the background")
         self._settings = settings.model_dump()
@@ -110,12 +97,12 @@ class InstancePart:
 
     def update(self, sample, prediction, true_instances, image_id):
         probabilities = prediction.probabilities
-        if true_instances:
-            masks, labels, crowds = true_instances()
-        else:
-            masks, labels, crowds = self._components(sample.label_map)
+        truth = true_instances()
+        if truth is None:
+            truth = self._components(sample.label_map)
             ignored = (sample.label_map == self._ignore_label)[..., None]
             probabilities = np.where(ignored, np.eye(1, probabilities.shape[-1], dtype="float32"), probabilities)
+        masks, labels, crowds = truth
         ids, found_labels, scores = find_class_instances(probabilities, **self._settings)
         self._scores.update(masks, labels, encode_instances(ids), found_labels, scores, crowds, image_id)
 
@@ -126,11 +113,14 @@ class InstancePart:
         return encode_instances(ids), labels, None
 
     def result(self):
-        return {"instances": self._scores.result()}
+        return self._scores.result()
+
+
+_PARTS = {"boundary": BoundaryPart, "em": EMPart, "instances": InstancePart}  # key of results and settings -> scores
 
 
 def format_extra_scores(result):
-    """The lines of text for what `create_extra_scores` adds to a result."""
+    """The lines of text for what the evaluation section adds to a result."""
     lines = []
     if "boundary" in result:
         lines.append(f"boundary F {result['boundary']['f']:.4f} within {result['boundary']['tolerance']:g} px")
@@ -146,4 +136,6 @@ def format_extra_scores(result):
             f"instances: AP {coco['AP']:.4f}, AP50 {coco['AP50']:.4f}, AP75 {coco['AP75']:.4f}; Data Science Bowl AP "
             f"{instances['dsb_ap']:.4f}, F1 at IoU 0.5 {instances['f1_50']:.4f}"
         )
+        if "images_over_max_detections" in instances:
+            lines.append(describe_images_over(instances["images_over_max_detections"]))
     return lines

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from detseg import config as schema
+from detseg.config import augmentation as schema
 from detseg.data.augment import resized_size
 from detseg.errors import UserError
 
@@ -33,28 +33,22 @@ def training_size(config, scan):
 
 
 class TrainingShapes(NamedTuple):
-    """What augmentation makes of images' sizes.
+    """What augmentation makes of images' sizes."""
 
-    size:      (height, width) that the last random_crop or resize gives all of them, or None where there is none.
-    scale:     by how much they are enlarged after that at most, from 1 on.
-    is_turned: bool, whether height and width may be swapped after that.
-    varies:    bool, whether images may end in other sizes than `size`, or than they began with.
-    """
-
-    size: tuple | None
-    scale: float
-    is_turned: bool
-    varies: bool
+    size: tuple | None = None  # (height, width) that the last random_crop or resize gives all of them
+    scale: float = 1.0  # by how much they are enlarged after that at most, from 1 on
+    is_turned: bool = False  # whether height and width may be swapped after that
+    varies: bool = False  # whether images may end in other sizes than `size`, or than they began with
 
 
 def training_shapes(augmentation):
     """The TrainingShapes of a config's augmentation; what albumentations changes is not known here."""
-    shapes = TrainingShapes(None, 1.0, False, False)
+    shapes = TrainingShapes()
     for item in augmentation:
         if isinstance(item, schema.RandomCrop | schema.ObjectCrop):
-            shapes = TrainingShapes(item.size, 1.0, False, False)
+            shapes = TrainingShapes(item.size)
         elif isinstance(item, schema.Resize):
-            shapes = TrainingShapes((item.height, item.width), 1.0, False, False)
+            shapes = TrainingShapes((item.height, item.width))
         elif isinstance(item, schema.ScaleJitter):
             shapes = shapes._replace(scale=shapes.scale * item.high, varies=True)
         elif isinstance(item, schema.Rotate90):

@@ -1,12 +1,15 @@
-"""The state of a training run on disk: all that is needed to go on as if it had not stopped."""
+"""The state of a training run on disk, all that is needed to go on as if it had not stopped, and whether it can."""
 
 import json
+import logging
 import zipfile
 
 import numpy as np
 
 from detseg.errors import UserError
 from detseg.files import written_whole
+
+logger = logging.getLogger("detseg")
 
 _PROGRESS = "progress.json"
 
@@ -23,10 +26,8 @@ def save_state(path, model, progress):
 def restore_state(path, model):
     """Loads what `save_state` wrote into a compiled model of the same config and returns the progress dict.
 
-    Raises UserError when the file is missing or its variables are not the model's.
+    Raises UserError when the file is damaged or its variables are not the model's.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: missing: the run stopped before its first epoch ended. Start it anew")
     try:
         with np.load(path) as file:
             arrays = dict(file)
@@ -49,3 +50,58 @@ def _variables(model):
     Not by path, as model.get_state_tree has it: seed generators get other names when a process builds another model.
     """
     return [*model.trainable_variables, *model.non_trainable_variables, *model.optimizer.variables]
+
+
+def check_resumed(config, folder, own):
+    """UserError if a run was started with another config, but for train.epochs, or with other parts from Python.
+
+    own:  {name: what was given to `train`}.
+    """
+    saved = folder.read_config()
+    given, expected = config.model_dump(), saved.model_dump()
+    given["train"].pop("epochs")
+    expected["train"].pop("epochs")
+    differing = sorted(_differing_keys(given, expected))
+    if differing:
+        raise UserError(
+            f"{folder.config}: --resume goes on with the run's own config, but these keys differ from the one given: "
+            f"{', '.join(differing)}. Only train.epochs may change; start a new run for the rest"
+        )
+    parts = folder.read_model_facts().get("from_python", sorted(own))
+    if parts != sorted(own):
+        raise UserError(
+            f"{folder.path}: the run was started with {_listed(parts)}, and is resumed with {_listed(own)}; go on by "
+            "detseg.train(config, run, resume=True, ...) with the same"
+        )
+    if saved.train.epochs != config.train.epochs and config.train.schedule.name in ("poly", "cosine"):
+        logger.warning(
+            "train.epochs: %d instead of %d: the %s schedule now ends later, so the learning rate jumps",
+            *(config.train.epochs, saved.train.epochs, config.train.schedule.name),
+        )
+    if not folder.state.is_file():
+        logger.info("%s: the run was stopped before its first epoch ended; it starts from the beginning", folder.path)
+
+
+def check_goes_on(config, folder, progress):
+    """UserError where nothing is left to do for a run with this progress (of `restore_state`)."""
+    epochs, epochs_before = config.train.epochs, folder.read_config().train.epochs
+    if progress["epoch"] >= epochs and folder.best_weights.is_file():
+        raise UserError(f"{folder.path}: all {epochs} epochs are done; raise train.epochs to go on")
+    if progress.get("finished") and progress["epoch"] < epochs_before and epochs <= epochs_before:
+        raise UserError(
+            f"{folder.path}: early stopping ended the training after epoch {progress['epoch']}; raise train.epochs "
+            "to go on"
+        )
+
+
+def _listed(names):
+    return ", ".join(f"{name}=" for name in sorted(names)) or "nothing from Python"
+
+
+def _differing_keys(first, second, prefix=""):
+    for key in first.keys() | second.keys():
+        a, b = first.get(key), second.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differing_keys(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}"

@@ -8,34 +8,26 @@ class SGD(keras.optimizers.SGD):
     """keras.optimizers.SGD: same arguments and results; its momentum is one kernel on TensorFlow."""
 
     def update_step(self, gradient, variable, learning_rate):
-        if self.momentum == 0 or not _has_fused_momentum():
-            super().update_step(gradient, variable, learning_rate)
-            return
-        accumulator = self.momentums[self._get_variable_index(variable)]
-        _apply_momentum(variable, accumulator, gradient, learning_rate, self.momentum, self.nesterov)
+        if self.momentum == 0 or keras.backend.backend() != "tensorflow":
+            return super().update_step(gradient, variable, learning_rate)
+        import tensorflow as tf
+
+        if tf.distribute.has_strategy():  # the variables of several replicas have no handle of their own
+            return super().update_step(gradient, variable, learning_rate)
+        # accumulator = momentum * accumulator - learning_rate * gradient; variable += accumulator, both in place
+        return tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.handle,  # Keras hands TensorFlow's own variable here
+            accum=self.momentums[self._get_variable_index(variable)].value.handle,
+            lr=tf.cast(learning_rate, variable.dtype),
+            grad=tf.cast(gradient, variable.dtype),
+            momentum=tf.cast(self.momentum, variable.dtype),
+            use_nesterov=self.nesterov,
+        )
 
 
-def _has_fused_momentum():
-    """On TensorFlow; several replicas' variables have no handle of their own."""
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    return not tf.distribute.has_strategy()
-
-
-def _apply_momentum(variable, accumulator, gradient, learning_rate, momentum, nesterov):
-    """accumulator = momentum * accumulator - learning_rate * gradient; variable += accumulator, both in place."""
-    import tensorflow as tf
-
-    tf.raw_ops.ResourceApplyKerasMomentum(
-        var=variable.handle,  # Keras hands TensorFlow's own variable here
-        accum=accumulator.value.handle,
-        lr=tf.cast(learning_rate, variable.dtype),
-        grad=tf.cast(gradient, variable.dtype),
-        momentum=tf.cast(momentum, variable.dtype),
-        use_nesterov=nesterov,
-    )
+def _is_kernel(variable):
+    """Of two axes and more; the slopes of PReLU, (1, 1, C), are none (He et al., ICCV 2015, section 2.1)."""
+    return len(variable.shape) >= 2 and variable.name != "alpha"
 
 
 # Config name -> (class, the config's keys that are its own arguments). adamw is adam here: decay is ours for all.
@@ -61,7 +53,7 @@ def create_optimizer(config, schedule, ema=None, learning_rate_factor=None):
     learning_rate_factor:  None, or a function of a variable -> float that its learning rate is multiplied by.
 
     Weight decay is decoupled and scaled by the variable's learning rate, w -= rate * decay * w (Loshchilov and Hutter
-    2019), for kernels only: variables of fewer than two axes are biases or belong to norms.
+    2019), for kernels only: not for biases, norms and the slopes of PReLU (see `_is_kernel`).
     """
     base, keys = OPTIMIZERS[config.name]
     factor_of = learning_rate_factor or (lambda variable: 1.0)
@@ -82,7 +74,7 @@ def create_optimizer(config, schedule, ema=None, learning_rate_factor=None):
         def build(self, variables):
             super().build(variables)
             self.factors = [factor_of(variable) for variable in variables]
-            self.decays = [decay if len(variable.shape) >= 2 else 0.0 for variable in variables]
+            self.decays = [decay if _is_kernel(variable) else 0.0 for variable in variables]
 
         def update_step(self, gradient, variable, learning_rate):
             index = self._get_variable_index(variable)
@@ -93,12 +85,11 @@ def create_optimizer(config, schedule, ema=None, learning_rate_factor=None):
             super().update_step(gradient, variable, learning_rate)
 
     Optimizer.__name__ = base.__name__
-    arguments = {key: getattr(config, key) for key in keys}
     return Optimizer(
         learning_rate=schedule,
         global_clipnorm=config.clip_norm,
         use_ema=ema is not None,
-        ema_momentum=0.99 if ema is None else ema,
+        ema_momentum=ema or 0.99,
         name=config.name,
-        **arguments,
+        **{key: getattr(config, key) for key in keys},
     )

@@ -13,8 +13,10 @@ from detseg import __version__
 from detseg.config import load_config, save_config
 from detseg.errors import UserError
 from detseg.files import make_folder, written_whole
+from detseg.process import accelerators
 
 _RECORDED_PACKAGES = ("tensorflow", "jax", "keras", "numpy", "opencv-python-headless", "albumentations", "grain")
+_RENAMED = {"images_per_second": "train_images_per_second"}  # columns of history.csv, old name -> name
 
 
 class RunFolder:
@@ -27,6 +29,7 @@ class RunFolder:
         self.category_ids = self.path / "category_ids.json"
         self.environment = self.path / "environment.json"
         self.class_weights = self.path / "class_weights.json"
+        self.model_facts = self.path / "model.json"
         self.best_weights = self.path / "best.weights.h5"
         self.state = self.path / "state" / "last_epoch.npz"
         self.history = self.path / "history.csv"
@@ -35,27 +38,34 @@ class RunFolder:
         self.evaluation = self.path / "evaluation"
 
     def check_new(self):
-        """UserError where files of another run are."""
-        if self.path.is_dir() and any(self.path.iterdir()):
+        """UserError where files are; hidden ones, such as temporary files of a killed process, don't count."""
+        if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
             raise UserError(
                 f"{self.path}: already holds files. Go on with --resume, or choose another folder with --run"
             )
 
-    def create(self, config, classes, class_weights=None, category_ids=None):
-        """Starts a new run.
+    def create(self, config, classes, class_weights, category_ids, model_facts):
+        """Starts a run, or one again that was stopped before its first epoch ended.
 
-        category_ids:   the source's id of each class, which results carry; None where it has none.
         class_weights:  {class name: weight} where they were computed from the data, else None.
+        category_ids:   the source's id of each class, which results carry.
+        model_facts:    {"parameters": int, "score_name": the figure that chooses the best weights, "from_python": names
+                        of the arguments of `train` that no config holds}.
         """
-        self.check_new()
         make_folder(self.path, "--run")
-        save_config(config, self.config)
-        self._write_json(self.classes, list(classes))
-        if category_ids is not None:
-            self._write_json(self.category_ids, list(category_ids))
-        self._write_json(self.environment, describe_environment())
-        if class_weights is not None:
-            self._write_json(self.class_weights, class_weights)
+        save_config(config, self.config)  # first: with it, a run that is killed now can be resumed
+        self.history.unlink(missing_ok=True)
+        contents = {
+            self.classes: list(classes),
+            self.category_ids: list(category_ids),
+            self.environment: describe_environment(),
+            self.model_facts: model_facts,
+            self.class_weights: class_weights,
+        }
+        for path, value in contents.items():
+            if value is not None:
+                with written_whole(path) as temporary:
+                    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
     def read_config(self, overrides=()):
         if not self.config.is_file():
@@ -76,6 +86,10 @@ class RunFolder:
         """The ids that `create` kept, or None."""
         return self._read_optional(self.category_ids, "delete it to have classes counted from 1")
 
+    def read_model_facts(self):
+        """The facts that `create` kept; {} in runs of versions that kept none."""
+        return self._read_optional(self.model_facts, "delete it") or {}
+
     def _read_optional(self, path, remedy):
         if not path.is_file():
             return None
@@ -89,17 +103,16 @@ class RunFolder:
         save_config(config, self.config)
         rows = [row for row in self.read_history() if int(row["epoch"]) <= epoch]
         if rows:
-            self.write_history(rows)
+            self._write_history(rows)
 
     def append_history(self, row):
-        """Adds a row (dict) to history.csv. Columns that only some rows have (val_miou) are empty in the others."""
-        rows = [*self.read_history(), {key: str(value) for key, value in row.items()}]
-        self.write_history(rows)
+        """Adds a row (dict) to history.csv; columns that only some rows have (val_miou) are empty in the others."""
+        self._write_history([*self.read_history(), row])
 
-    def write_history(self, rows):
+    def _write_history(self, rows):
         with written_whole(self.history) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            columns = max(rows, key=len)
-            writer = csv.DictWriter(file, fieldnames=list(columns), restval="")
+            columns = list(max(rows, key=len))
+            writer = csv.DictWriter(file, fieldnames=columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
 
@@ -107,11 +120,7 @@ class RunFolder:
         if not self.history.is_file():
             return []
         with open(self.history, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-
-    def _write_json(self, path, value):
-        with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+            return [{_RENAMED.get(name, name): value for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def describe_environment():
@@ -127,11 +136,6 @@ def describe_environment():
         "packages": {name: metadata.version(name) for name in _RECORDED_PACKAGES if name in installed},
         "accelerators": accelerators(),
     }
-
-
-def accelerators():
-    """The names of the GPUs and TPUs that the backend sees."""
-    return [device for device in keras.distribution.list_devices() if not device.startswith("cpu")]
 
 
 def _commit():
@@ -150,7 +154,6 @@ def _processor():
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -7,19 +7,27 @@ from keras import layers, ops
 
 from detseg.analysis.receptive_field import inexact_layers, peak_bytes, receptive_field
 from detseg.backbones.create import create_backbone
+from detseg.backbones.mobilenet import squeeze_excite
 from detseg.inference.tiling import without_mirror
 from detseg.layers.conv import Conv2D, DepthwiseConv2D, SeparableConv2D
 from detseg.layers.norm import create_norm
 from detseg.layers.padding import PadToMultiple
 from detseg.layers.pooling import DilatedMaxPool
-from detseg.layers.resize import ResizeLike
-from detseg.layers.squeeze_excite import squeeze_excite
-from detseg.layers.upsample import BilinearUpsample
+from detseg.layers.resize import BilinearUpsample, ResizeLike
 from detseg.segmentation.deeplabv3 import create_deeplabv3
 from detseg.segmentation.fcn import create_fcn
+from detseg.segmentation.options import DeepLabV3Options, DeepLabV3PlusOptions, FCNOptions, UNetOptions
 from detseg.segmentation.unet import create_encoder_unet, create_unet
 
 AXES = pytest.mark.parametrize("axis", [0, 1])
+
+
+def unet(class_count, channels=3, **options):
+    return create_unet(UNetOptions(name="unet", **options), class_count, channels)
+
+
+def encoder_unet(backbone, class_count, **options):
+    return create_encoder_unet(UNetOptions(name="unet", backbone=backbone.name, **options), backbone, class_count)
 
 
 def let_all_light_through(model):
@@ -139,15 +147,15 @@ def test_windows_by_hand():
 @AXES
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_field_of_unets(axis, depth):
-    check_field(create_unet(2, 1, width=2, depth=depth, padding="same"), axis)
-    network, margin, residue = without_mirror(create_unet(2, 1, width=2, depth=depth, padding="valid", norm="none"))
+    check_field(unet(2, 1, width=2, depth=depth, padding="same"), axis)
+    network, margin, residue = without_mirror(unet(2, 1, width=2, depth=depth, padding="valid", norm="none"))
     field = check_field(network, axis, residue)
     assert field.first.min() == 0, "unpadded convolutions see nothing beyond the image"
     assert field.extra - residue == -2 * margin
 
 
 def test_field_of_the_papers_unet():
-    network, margin, residue = without_mirror(create_unet(2, 1, width=1, depth=4, padding="valid", norm="none"))
+    network, margin, residue = without_mirror(unet(2, 1, width=1, depth=4, padding="valid", norm="none"))
     field = receptive_field(network, 0, residue)
     assert (field.alignment, margin, residue) == (16, 92, 572 % 16)
     assert 572 - residue + field.extra == 388
@@ -158,16 +166,20 @@ def test_field_of_the_papers_unet():
 )
 def test_field_of_backbones(name, output_stride):
     backbone = create_backbone(name, alpha=0.0625, output_stride=output_stride)
-    check_field(create_encoder_unet(backbone, 1, decoder_channels=(1,) * 5))
+    check_field(encoder_unet(backbone, 1, decoder_channels=(1,) * 5))
 
 
 def test_field_of_fcn_on_unpadded_xception():
-    check_field(create_fcn("fcn16s", create_backbone("xception", alpha=0.0625, output_stride=16), 1))
+    xception = create_backbone("xception", alpha=0.0625, output_stride=16)
+    check_field(create_fcn(FCNOptions(name="fcn16s", backbone="xception"), xception, 1))
 
 
 def test_field_of_deeplab():
     backbone = create_backbone("resnet18", alpha=0.0625, output_stride=16)
-    check_field(create_deeplabv3(backbone, 1, (1, 2), 1, image_pooling=False, separable=True, decoder=(1, 1)))
+    heads = {"aspp_rates": (1, 2), "aspp_channels": 1, "decoder_channels": 1, "low_level_channels": 1}
+    heads |= {"image_pooling": False, "separable": True}
+    options = DeepLabV3PlusOptions(name="deeplabv3plus", backbone="resnet18", **heads)
+    check_field(create_deeplabv3(options, backbone, 1))
 
 
 def test_layers_that_look_at_whole_maps_are_named():
@@ -177,9 +189,10 @@ def test_layers_that_look_at_whole_maps_are_named():
     assert receptive_field(pooled, 0).first.tolist() == [-1], "the rest is as it is"
     assert inexact_layers(stack(Conv2D(8, 1), create_norm("group", 8, name="norm"))) == ["norm"]
     backbone = create_backbone("resnet18", alpha=0.0625, output_stride=16)
-    assert inexact_layers(create_deeplabv3(backbone, 1, (1,), 1)) == ["aspp_mean"]
+    options = DeepLabV3Options(name="deeplabv3", backbone="resnet18", aspp_rates=(1,), aspp_channels=1)
+    assert inexact_layers(create_deeplabv3(options, backbone, 1)) == ["aspp_mean"]
     xception = create_backbone("xception", alpha=0.0625)
-    assert inexact_layers(create_encoder_unet(xception, 1, (1,) * 5)) == ["up4_resize", "up2_resize"]
+    assert inexact_layers(encoder_unet(xception, 1, decoder_channels=(1,) * 5)) == ["up4_resize", "up2_resize"]
 
 
 def test_layers_without_a_rule_are_named():

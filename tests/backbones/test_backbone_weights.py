@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-from detseg.backbones.create import create_backbone, dense_weights
+from detseg.backbones.create import create_backbone
+from detseg.backbones.weights import dense_weights
 from detseg.errors import UserError
 
 REAL_WEIGHTS = Path(__file__).resolve().parents[2] / "../shared/weights"

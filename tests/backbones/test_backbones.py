@@ -17,8 +17,10 @@ from oracle import (
     relative_error,
 )
 
-from detseg.backbones.backbone import make_divisible, placement
-from detseg.backbones.create import BACKBONES, Preprocess, create_backbone
+from detseg.backbones.backbone import Preprocess, make_divisible
+from detseg.backbones.builder import LayerBuilder
+from detseg.backbones.catalogue import CATALOGUE
+from detseg.backbones.create import create_backbone
 from detseg.errors import UserError
 
 TWINS = {
@@ -65,9 +67,9 @@ def test_every_level_equals_keras_applications(name, alpha, shape):
 DEEPER = ("resnet101", "resnet152", "resnet101v2", "resnet152v2")  # more of resnet50's and resnet50v2's blocks
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if name not in DEEPER])
+@pytest.mark.parametrize("name", [name for name in CATALOGUE if name not in DEEPER])
 def test_dilated_levels_sampled_at_phase_zero_equal_the_strided_ones(name):
-    alpha = 1.0 if name.startswith("vgg") else 0.5
+    alpha = 0.5 if CATALOGUE[name].has_norms else 1.0
     # squeeze-excite sees the mean of the whole map, which dilation changes
     variant = "minimalistic" if name.startswith("mobilenetv3") else None
     assert_dilated_levels_equal_strided_ones(name, pictures(1, 64, 96, 3), alpha=alpha, variant=variant)
@@ -95,8 +97,9 @@ def test_layers_are_those_of_the_twin_and_parameters_as_published(name, paramete
 
 
 def test_placement_keeps_stride_times_dilation():
-    assert [placement(native, 16) for native in (2, 8, 16, 32)] == [(2, 1), (8, 1), (16, 1), (16, 2)]
-    assert [placement(native, 8) for native in (8, 16, 32)] == [(8, 1), (8, 2), (8, 4)]
+    at_16, at_8 = (LayerBuilder("batch", "relu", output_stride) for output_stride in (16, 8))
+    assert [at_16.place(native, 2) for native in (2, 8, 16, 32)] == [(2, 1), (2, 1), (1, 1), (1, 2)]
+    assert [at_8.place(native, 2) for native in (8, 16, 32)] == [(1, 1), (1, 2), (1, 4)]
 
 
 def test_rounding_of_widths_by_hand():

@@ -16,7 +16,8 @@ from oracle import (
     relative_error,
 )
 
-from detseg.backbones.create import Preprocess, create_backbone
+from detseg.backbones.backbone import Preprocess
+from detseg.backbones.create import create_backbone
 from detseg.errors import UserError
 
 ROUNDING = 5e-6  # of the largest value; graph and eager results of the stock ResNet152 differ by 2.4e-6

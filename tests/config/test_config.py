@@ -5,26 +5,23 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from detseg.backbones.options import BackboneName
 from detseg.config import (
-    Albumentations,
-    ColorJitter,
-    Flip,
-    RandomCrop,
-    Resize,
-    ScaleJitter,
     SegmentationConfig,
     config_schema,
     load_config,
     parse_config,
     save_config,
 )
+from detseg.config.augmentation import Albumentations, ColorJitter, Flip, RandomCrop, Resize, ScaleJitter
 from detseg.errors import UserError
 
 MINIMAL = """\
@@ -244,6 +241,13 @@ def test_classes_in_each_form(text, value):
     assert load(with_data(f"train: t, classes: {text}")).data.classes == value
 
 
+def test_a_data_set_from_python_needs_no_files_and_no_splits():
+    line = "data: {format: custom, channels: 8, value_range: [0, 4095], ignore_label: 9, classes: null}"
+    data = load(with_line(2, line)).data
+    assert (data.channels, data.value_range, data.ignore_label) == (8, (0, 4095), 9)
+    assert (data.train, data.val, data.test, data.root, data.classes) == (None,) * 5
+
+
 def test_resize_in_each_form():
     assert load(with_data("train: t, resize: [2, 3]")).data.resize == (2, 3)
     sides = load(with_data("train: t, resize: {shorter: 800, longer: 1333}")).data.resize
@@ -363,7 +367,7 @@ DATA_REFUSALS = {
     ("train: {images: i}", "folder"): VOC
     + "train.masks: missing: the folder of masks with the images' stems, relative to data.root",
     ("train: t", "voc-segmentatio"): VOC + "format: got 'voc-segmentatio', expected one of voc-segmentation, coco, "
-    "folder; did you mean 'voc-segmentation'?",
+    "folder, custom; did you mean 'voc-segmentation'?",
     ("train: null", "voc-segmentation"): "c.yaml:2: data: at least one of train, val and test has to be given",
     ("train: t, resize: 3", "voc-segmentation"): VOC
     + "resize: got 3, expected null, [height, width] or {shorter: PIXELS, longer: PIXELS}",
@@ -378,6 +382,11 @@ DATA_REFUSALS = {
     + "classes: got 3, expected null, voc, a list of class names or {name in the data: our name}",
     ("train: t, classes: []", "voc-segmentation"): VOC + "classes: got [], expected at least one entry",
     ("train: t, classes: [a, b, a]", "voc-segmentation"): VOC + "classes: the class name 'a' is there twice",
+    ("train: t, value_range: [5, 5]", "voc-segmentation"): VOC
+    + "value_range: got [5.0, 5.0], expected [low, high] with low < high",
+    ("train: t, value_range: 4095", "voc-segmentation"): VOC + "value_range: got 4095, expected [low, high]",
+    ("classes: [a]", "custom"): VOC + "classes: got ['a'], expected null: the data set is given from Python",
+    ("channels: 3", "custom"): VOC + "root: got 'r', expected null: the data set is given from Python",
     ("train: t, ignore_label: 256", "voc-segmentation"): VOC + "ignore_label: got 256, expected a whole number <= 255",
     ("train: t, palette: {a: [1, 2]}", "voc-segmentation"): VOC + "palette.a: got [1, 2], expected [red, green, blue]",
     ("train: t, palette: {a: [1, 2, 256]}", "voc-segmentation"): VOC
@@ -386,7 +395,8 @@ DATA_REFUSALS = {
     + "palette: 'a' and 'b' have the same colour [1, 2, 3]",
     ("train: t, voc_boxes: continuous", "voc-segmentation"): VOC + "voc_boxes: unknown key; it is for task: detection",
     ("train: t, palette: {}", "coco"): VOC
-    + "palette: unknown key; expected one of format, root, classes, channels, resize, ignore_label, train, val, test",
+    + "palette: unknown key; expected one of format, root, classes, channels, value_range, resize, ignore_label, "
+    "train, val, test",
 }
 
 
@@ -405,13 +415,17 @@ def test_wrong_data_is_refused_with_what_was_expected(case):
             "c.yaml:1: task: got 'segmentatoin', expected one of segmentation, detection; did you mean 'segmentation'?",
         ),
         (2, "", "c.yaml: data: missing: the data set"),
-        (2, "data: {root: r}", "c.yaml:2: data.format: missing; expected one of voc-segmentation, coco, folder"),
+        (
+            2,
+            "data: {root: r}",
+            "c.yaml:2: data.format: missing; expected one of voc-segmentation, coco, folder, custom",
+        ),
         (3, "model: fcn8s", "c.yaml:3: model: got 'fcn8s', expected a mapping like {name: .., backbone: ..}"),
         (
             3,
             "model: {name: fcn8, backbone: vgg16}",
             "c.yaml:3: model.name: got 'fcn8', expected one of fcn32s, fcn16s, fcn8s, unet, deeplabv3, "
-            "deeplabv3plus; did you mean 'fcn8s'?",
+            "deeplabv3plus, custom; did you mean 'fcn8s'?",
         ),
         (
             3,
@@ -864,7 +878,7 @@ DETECTOR = """\
 task: detection
 data: {format: voc, root: r, train: t}
 augmentation: [{flip: both}, {random_crop: {size: [3, 4], min_visibility: 0.5}}]
-model: {name: faster_rcnn, backbone: resnet50, anchor_sizes: [8, [16, 24], 32, 64, 128]}
+model: {name: faster_rcnn, backbone: resnet50, anchor_sizes: [[8, 12], [16, 24], [32, 48], [64, 96], [128, 192]]}
 train: {epochs: 2, batch_size: 4, optimizer: {name: sgd, learning_rate: 0.1}}
 """
 
@@ -926,3 +940,47 @@ def test_import_of_config_loads_neither_keras_nor_tensorflow():
     code = "import sys, detseg.config; print([m for m in ('keras', 'tensorflow', 'numpy') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+# ----- from Python ---------------------------------------------------------------------------------------------------
+
+
+def test_a_mapping_is_read_as_the_file_that_says_the_same():
+    mapping = yaml.safe_load(MINIMAL)
+    expected = load(MINIMAL, ["train.ema=0.9", "loss.0.weight=2"])
+    assert load_config(mapping, ["train.ema=0.9", "loss.0.weight=2"]) == expected
+    assert mapping == yaml.safe_load(MINIMAL), "it stays as it is"
+    mapping["data"]["root"] = Path("data/shapes")
+    mapping["augmentation"] = ({"resize": (64, 96)},)
+    assert load_config(mapping) == load(MINIMAL, ["augmentation=[{resize: [64, 96]}]"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"train": {"epochs": 0, "batch_size": 1, "optimizer": {"name": "sgd", "learning_rate": 1.0}}},
+            "epochs: got 0",
+        ),
+        ({"trian": {}}, "config: trian: unknown key; did you mean 'train'?"),
+        ({"base": "other.yaml"}, "config: base: the base can be named in a file only"),
+        ({"model": "fcn8s"}, "config: model: got 'fcn8s', expected a mapping like {name: .., backbone: ..}"),
+        ({3: 4}, "config: 3: unknown key"),
+    ],
+)
+def test_mistakes_in_a_mapping_are_told_as_those_of_a_file(change, message):
+    with pytest.raises(UserError) as refusal:
+        load_config(yaml.safe_load(MINIMAL) | change)
+    assert message in str(refusal.value)
+
+
+def test_a_model_of_ones_own_needs_only_its_name():
+    config = load(MINIMAL, ["model={name: custom}"])
+    assert (config.model.backbone, config.model.minimum_size) == (None, 1)
+    save_config(config, "saved.yaml")
+    assert load_config("saved.yaml") == config
+    assert lines(MINIMAL, ["model={name: custom, alpha: 2}"]) == [
+        "--set model={name: custom, alpha: 2}: model.alpha: unknown key; expected one of name, backbone"
+    ]
+    with pytest.raises(UserError, match="got 'vgg16', expected null"):
+        load(MINIMAL, ["model={name: custom, backbone: vgg16}"])

@@ -7,16 +7,14 @@ import pytest
 
 from detseg.config import (
     DetectionConfig,
-    FasterRCNNModel,
-    Flip,
-    ObjectCrop,
-    RetinaNetModel,
     SegmentationConfig,
     config_schema,
     load_config,
     parse_config,
     save_config,
 )
+from detseg.config.augmentation import Flip, ObjectCrop
+from detseg.detection.options import FasterRCNNOptions, RetinaNetOptions
 from detseg.errors import UserError
 
 MINIMAL = """\
@@ -169,10 +167,10 @@ def test_retinanet_has_the_documented_defaults():
 
 def test_task_decides_on_the_class_and_the_classes_of_its_parts():
     config = load(MINIMAL + "augmentation: [{random_crop: [8, 9]}, {flip: both}]\n")
-    assert (type(config), type(config.model)) == (DetectionConfig, FasterRCNNModel)
+    assert (type(config), type(config.model)) == (DetectionConfig, FasterRCNNOptions)
     assert config.augmentation == (ObjectCrop(size=(8, 9)), Flip(direction="both"))
     assert (config.seed, config.train.schedule.name) == (0, "constant")
-    assert isinstance(load(RETINANET).model, RetinaNetModel)
+    assert isinstance(load(RETINANET).model, RetinaNetOptions)
     assert isinstance(load(SEGMENTATION), SegmentationConfig)
 
 
@@ -189,20 +187,20 @@ def test_saved_config_has_every_key():
     saved = Path("saved.yaml").read_text()
     for key in DetectionConfig.model_fields:
         assert f"\n{key}:" in "\n" + saved
-    for key in FasterRCNNModel.model_fields:
+    for key in FasterRCNNOptions.model_fields:
         assert f"\n  {key}:" in saved
 
 
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
-        ("anchor_sizes: [32, 64, [96, 128], 256, 512]", MINIMAL),
+        ("anchor_sizes: [[32, 48], [64, 80], [96, 128], [192, 256], [384, 512]]", MINIMAL),
         ("finest_stride: 8, anchor_sizes: [32, 64, 128, 256]", MINIMAL),
         ("finest_stride: 16, anchor_sizes: [256, 128, 64]", MINIMAL),
         ("neck: none, anchor_sizes: [[128, 256]]", MINIMAL),
         ("anchor_sizes: [32, 64, 128, 256, 512]", RETINANET),
         ("finest_stride: 4, anchor_sizes: [16, 32, 64, 128, 256, 512]", RETINANET),
-        ("finest_stride: 16, anchor_sizes: [[16, 32], 64, 128, 256]", RETINANET),
+        ("finest_stride: 16, anchor_sizes: [[16], 64, 128, 256]", RETINANET),
     ],
 )
 def test_anchors_of_one_entry_a_level_are_taken(keys, text):
@@ -218,7 +216,7 @@ def test_anchors_of_one_entry_a_level_are_taken(keys, text):
         "neck: none, head: dense, head_channels: 8, dropout: 0.5",
         "weights: null, norm: group",
         "weights: null, norm: batch",
-        "roi_pooling: pool",
+        "neck: none, roi_pooling: pool",
         "box_loss: ciou",
         "box_loss: smooth_l1, smooth_l1_beta: 1",
         "box_loss: giou, smooth_l1_beta: 1",
@@ -264,6 +262,8 @@ REFUSALS = {
     "but there are 4 levels, of strides 8, 16, 32, 64; expected one entry for each, a number or a list of numbers",
     "anchor_sizes: [8, 16], neck: none": f"{MODEL}: anchor_sizes is [8.0, 16.0], but there is one level, of stride 16; "
     "expected one entry for each, a number or a list of numbers",
+    "anchor_sizes: [32, 64, [96, 128], 256, 512]": f"{MODEL}: anchor_sizes is [32.0, 64.0, [96.0, 128.0], 256.0, "
+    "512.0], but the levels share one head; expected a number for each or lists of equally many",
     "anchor_ratios: []": f"{MODEL}.anchor_ratios: got [], expected at least one entry",
     "finest_stride: 2": f"{MODEL}.finest_stride: got 2, expected one of 4, 8, 16",
     "neck: none, finest_stride: 8": f"{MODEL}: finest_stride is 8, which needs neck: fpn",
@@ -273,6 +273,7 @@ REFUSALS = {
     "neck: none, head: stage, head_channels: 9": f"{MODEL}: head_channels is 9, which needs head: dense",
     "roi_pooling: pool, roi_aligned: false": f"{MODEL}: roi_aligned is false, which needs roi_pooling: align",
     "roi_pooling: pool, sampling_ratio: 4": f"{MODEL}: sampling_ratio is 4, which needs roi_pooling: align",
+    "roi_pooling: pool": f"{MODEL}: roi_pooling is pool, which needs neck: none, a single map; expected align",
     "box_loss: iou": f"{MODEL}.box_loss: got 'iou', expected one of smooth_l1, l1, giou, ciou; did you mean 'giou'?",
     "rpn_background_iou: 0.8": f"{MODEL}: rpn_background_iou is 0.8, rpn_foreground_iou is 0.7: expected "
     "rpn_background_iou <= rpn_foreground_iou",
@@ -355,19 +356,20 @@ def test_a_vgg_has_no_stage_for_a_head():
         (
             MINIMAL,
             "data.format=voc-segmentation",
-            "got 'voc-segmentation', expected one of voc, coco, folder; 'voc-segmentation' is for task: segmentation",
+            "got 'voc-segmentation', expected one of voc, coco, folder, custom; 'voc-segmentation' is for task: "
+            "segmentation",
         ),
         (MINIMAL, "data.ignore_label=3", "unknown key; it is about label maps, for task: segmentation"),
         (
             SEGMENTATION,
             "model.name=retinanet",
-            "got 'retinanet', expected one of fcn32s, fcn16s, fcn8s, unet, deeplabv3, deeplabv3plus; 'retinanet' is "
-            "for task: detection",
+            "got 'retinanet', expected one of fcn32s, fcn16s, fcn8s, unet, deeplabv3, deeplabv3plus, custom; "
+            "'retinanet' is for task: detection",
         ),
         (
             SEGMENTATION,
             "data.format=voc",
-            "got 'voc', expected one of voc-segmentation, coco, folder; 'voc' is for task: detection",
+            "got 'voc', expected one of voc-segmentation, coco, folder, custom; 'voc' is for task: detection",
         ),
         (SEGMENTATION, "model.box_loss=l1", "unknown key; it is for task: detection"),
         (SEGMENTATION, "tta.flipp=none", "unknown key; did you mean 'flip'?"),
@@ -400,8 +402,8 @@ def test_a_missing_task_is_the_one_thing_that_is_told():
 def test_a_child_that_changes_the_task_is_told_of_each_key_of_the_base_that_does_not_fit():
     Path("base.yaml").write_text(SEGMENTATION + "tta: {}\n")
     assert message("base: base.yaml\ntask: detection\n").split("\n") == [
-        "base.yaml:2: data.format: got 'voc-segmentation', expected one of voc, coco, folder; 'voc-segmentation' is "
-        "for task: segmentation",
+        "base.yaml:2: data.format: got 'voc-segmentation', expected one of voc, coco, folder, custom; "
+        "'voc-segmentation' is for task: segmentation",
         "base.yaml:3: model.name: got 'fcn8s', expected one of faster_rcnn, retinanet; 'fcn8s' is for task: "
         "segmentation",
         "base.yaml:8: tta: unknown key; it is for task: segmentation",
@@ -426,16 +428,16 @@ def test_schema_has_both_tasks_with_all_their_keys():
     for model in (SegmentationConfig, DetectionConfig):
         assert set(sections[model.__name__]["properties"]) == {"base", *model.model_fields}
     assert sections["DetectionConfig"]["properties"]["task"]["const"] == "detection"
-    for model in (FasterRCNNModel, RetinaNetModel):
+    for model in (FasterRCNNOptions, RetinaNetOptions):
         properties = sections[model.__name__]["properties"]
         assert set(properties) == set(model.model_fields)
         assert all(value["description"].endswith(".") for value in properties.values())
-    forms = sections["FasterRCNNModel"]["properties"]["anchor_sizes"]["anyOf"][0]["items"]["anyOf"]
+    forms = sections["FasterRCNNOptions"]["properties"]["anchor_sizes"]["anyOf"][0]["items"]["anyOf"]
     assert [form["type"] for form in forms] == ["number", "array"]
 
 
 def test_every_recipe_is_read():
-    recipes = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+    recipes = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
     assert recipes
     for recipe in recipes:
         config = load_config(recipe)

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detseg.config import Albumentations, ColorJitter, Elastic, Flip, RandomCrop, Resize, Rotate90, ScaleJitter
+from detseg.config.augmentation import (
+    Albumentations,
+    ColorJitter,
+    Elastic,
+    Flip,
+    RandomCrop,
+    Resize,
+    Rotate90,
+    ScaleJitter,
+)
 from detseg.data.augment import create_augmentation, resize_sample, resized_size
 from detseg.data.sample import Sample
 from detseg.errors import UserError
@@ -280,9 +289,23 @@ def test_albumentations_mistakes_are_told_when_it_is_created():
         create_augmentation([Albumentations(name="Compose")], 255)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("RandomCrop", {"height": 1000, "width": 1000}, "crop"),
+        ("PixelDropout", {"p": 1.0, "dropout_prob": 0.9, "mask_drop_value": 9}, "label 9 is that of no class"),
+    ],
+)
+def test_what_albumentations_can_not_do_names_the_transform_and_the_image(name, arguments, expected):
+    step = create_augmentation([Albumentations(name=name, arguments=arguments)], 255, np.ones(3, int))
+    sample = Sample(np.zeros((40, 50, 3), np.uint8), "im5", None, label_map=np.zeros((40, 50), np.uint8))
+    with pytest.raises(UserError, match=rf"augmentation: albumentations {name}: im5: (?i:.*{expected})"):
+        step(sample, np.random.default_rng(0))
+
+
 def test_albumentations_is_imported_only_when_a_config_names_it():
     code = (
-        "import sys; from detseg.config import Flip; from detseg.data.augment import create_augmentation; "
+        "import sys; from detseg.config.augmentation import Flip; from detseg.data.augment import create_augmentation; "
         "create_augmentation([Flip(direction='both')], 255); "
         "sys.exit(bool({'albumentations', 'keras', 'tensorflow'} & set(sys.modules)))"
     )

@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detseg.config import Albumentations, ColorJitter, Elastic, Flip, ObjectCrop, RandomCrop, Resize, Rotate90
-from detseg.config import ScaleJitter as Scale
+from detseg.config.augmentation import (
+    Albumentations,
+    ColorJitter,
+    Elastic,
+    Flip,
+    ObjectCrop,
+    RandomCrop,
+    Resize,
+    Rotate90,
+)
+from detseg.config.augmentation import ScaleJitter as Scale
 from detseg.data.augment import create_augmentation
 from detseg.data.objects import Objects
 from detseg.data.sample import Sample

@@ -11,8 +11,8 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
+from detseg.data.coco_checks import looks_like_corners
 from detseg.data.readers.coco import CocoDetection
-from detseg.data.readers.coco_file import looks_like_corners
 from detseg.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
@@ -125,7 +125,7 @@ def test_masks_are_not_looked_at_unless_asked_for(write):
     broken = entry(1, [1, 1, 2, 2], segmentation={"size": [1, 1], "counts": "no"})
     dataset = write(content(broken, entry(2, [1, 1, 2, 2])))
     assert len(dataset.objects(0)) == 2
-    assert dataset.true_instances(0)[0] is None
+    assert dataset.true_instances(0) is None
     refused(lambda: write(content(entry(2, [1, 1, 2, 2])), masks=True), "annotations[0] (id 2): field segmentation")
     refused(
         lambda: write(content(entry(7, [1, 1, 2, 2], segmentation=[[1, 1, 3, 1, 3, 3]]), broken), masks=True).objects(
@@ -138,9 +138,10 @@ def test_masks_are_not_looked_at_unless_asked_for(write):
 def test_a_dataset_can_be_pickled_and_offers_what_messages_and_scans_need(write, tmp_path):
     dataset = pickle.loads(pickle.dumps(write(content(entry(5, [1, 1, 2, 2])))))
     assert (len(dataset), dataset.names, dataset.split) == (2, ["a", "b"], "train")
-    assert dataset.label_files() == [tmp_path / "instances.json"]
+    assert dataset.label_paths == [tmp_path / "instances.json"]
     assert "image id 9001" in dataset.labels_source(1)
-    assert json.loads(json.dumps(dataset.settings()))["category_ids"] == [3, 7, 90]
+    merged = write(content(entry(5, [1, 1, 2, 2])), classes={"bird": "cat"})
+    assert len({dataset.fingerprint(), merged.fingerprint()}) == 2
 
 
 # ---- bad input ----------------------------------------------------------------------------------------------------
@@ -254,16 +255,19 @@ def test_missing_sections_are_named(write, section):
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (lambda c: c["annotations"][1].update(category_id=8), "annotations[1] (id 12): field category_id is 8"),
-        (lambda c: c["annotations"][1].update(image_id=2), "annotations[1] (id 12): field image_id is 2"),
-        (lambda c: c["annotations"][1].update(id=11), "annotations[1]: id 11 is already that of annotations[0]"),
-        (lambda c: c["images"][1].update(id=1), "images[1]: id 1 is already that of images[0]"),
-        (lambda c: c["annotations"][1].update(area=-1), "annotations[1] (id 12): field area is -1"),
-        (lambda c: c["annotations"][1].update(area="big"), "field area is 'big', expected a number >= 0"),
-        (lambda c: c["annotations"][1].update(iscrowd=2), "field iscrowd is 2, expected 0 or 1"),
+        (lambda c: c["annotations"][1].update(category_id=8), "annotations[1] (id 12): field category_id 8"),
+        (lambda c: c["annotations"][1].update(image_id=2), "annotations[1] (id 12): field image_id 2"),
+        (
+            lambda c: c["annotations"][1].update(id=11),
+            "[1] (id 11): field id 11: already that of annotations[0]",
+        ),
+        (lambda c: c["images"][1].update(id=1), "images[1] (id 1): field id 1: already that of images[0]"),
+        (lambda c: c["annotations"][1].update(area=-1), "annotations[1] (id 12): field area -1"),
+        (lambda c: c["annotations"][1].update(area="big"), "field area 'big': expected a number >= 0"),
+        (lambda c: c["annotations"][1].update(iscrowd=2), "field iscrowd 2: expected 0 or 1"),
         (
             lambda c: c["images"][1].update(file_name="z.png"),
-            "images[1] (id 9001): field file_name 'z.png', no such file in",
+            "images[1] (id 9001): field file_name 'z.png': no such file in",
         ),
         (lambda c: c.update(categories=[], annotations=[]), "section categories holds no category"),
     ],

@@ -4,25 +4,28 @@ import json
 import pickle
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from pydantic import Field, ValidationError
 
-from detseg.config import Flip, ObjectCrop
-from detseg.config.augmentation import ObjectTransform
-from detseg.config.data import DetectionData
+from detseg.config import load_config
+from detseg.config.augmentation import Flip, ObjectCrop, ObjectTransform
+from detseg.config.data import (
+    CocoData,
+    CustomData,
+    DetectionData,
+    FolderData,
+    VocData,
+    VocSegmentationData,
+)
 from detseg.config.messages import explain
 from detseg.config.tree import read_tree
-from detseg.data.datasets import create_dataset
-from detseg.data.readers.coco import CocoDetection
-from detseg.data.readers.coco_segmentation import CocoSegmentation
-from detseg.data.readers.folder import FolderSegmentation
-from detseg.data.readers.instance_folder import InstanceFolder
-from detseg.data.readers.voc import VOCDetection
-from detseg.data.readers.voc_segmentation import VOCSegmentation
+from detseg.data.readers.coco import CocoDetection, CocoSegmentation
+from detseg.data.readers.create import create_dataset
+from detseg.data.readers.folder import FolderSegmentation, InstanceFolder
+from detseg.data.readers.voc import VOCDetection, VOCSegmentation
 from detseg.errors import UserError
 from detseg.fields import Section, Several
 
@@ -50,14 +53,14 @@ def root(tmp_path):
 
 
 def data_section(root, name, train, **more):
-    common = {"val": None, "test": None, "classes": None, "channels": 3, "ignore_label": 255, "palette": None}
-    return SimpleNamespace(format=name, root=str(root), train=train, **{**common, **more})
+    return SECTIONS[name](format=name, root=str(root), train=train, **more)
 
 
+SECTIONS = {"voc-segmentation": VocSegmentationData, "folder": FolderData, "coco": CocoData, "voc": VocData}
 LAYOUTS = {
     "voc-segmentation": (VOCSegmentation, "train"),
-    "folder": (FolderSegmentation, SimpleNamespace(images="JPEGImages", masks="SegmentationClass")),
-    "coco": (CocoSegmentation, SimpleNamespace(annotations="instances.json", images="JPEGImages")),
+    "folder": (FolderSegmentation, {"images": "JPEGImages", "masks": "SegmentationClass"}),
+    "coco": (CocoSegmentation, {"annotations": "instances.json", "images": "JPEGImages"}),
 }
 
 
@@ -74,8 +77,10 @@ def test_every_format_gives_the_same_sample_and_the_same_offer(root, name):
     assert (dataset.split, dataset.ignore_label, dataset.channels) == ("train", 255, 3)
     assert dataset.names == ["a"]
     assert dataset.image_paths == [root / "JPEGImages/a.jpg"]
-    assert str(dataset.label_files()[0]) in dataset.labels_source(0)
-    assert json.loads(json.dumps(dataset.settings()))["ignore_label"] == 255
+    assert str(dataset.label_paths[0]) in dataset.labels_source(0)
+    other = create_dataset(data_section(root, name, train, ignore_label=254), "train")
+    assert dataset.fingerprint() == create_dataset(data_section(root, name, train), "train").fingerprint()
+    assert dataset.fingerprint() != other.fingerprint()
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(dataset))[0].label_map, np.eye(4, 6))
 
 
@@ -101,36 +106,42 @@ def test_splits_and_formats_that_are_not_there_are_refused(root):
 @pytest.mark.parametrize(
     ("name", "train"),
     [
-        ("voc-segmentation", SimpleNamespace(annotations="a", images="b")),
+        ("voc-segmentation", "{annotations: a, images: b}"),
         ("folder", "train"),
-        ("folder", SimpleNamespace(annotations="a", images="b", masks=None)),
+        ("folder", "{annotations: a, images: b}"),
         ("coco", "train"),
     ],
 )
-def test_a_split_of_another_formats_form_is_refused(root, name, train):
-    with pytest.raises(UserError, match=r"data\.train: expected"):
-        create_dataset(data_section(root, name, train), "train")
+def test_a_split_of_another_formats_form_is_refused_by_the_config(tmp_path, name, train):
+    with pytest.raises(UserError, match=r"data\.train"):
+        load_segmentation(tmp_path, f"{{format: {name}, root: r, train: {train}}}")
+
+
+def test_a_custom_data_set_is_given_from_python():
+    with pytest.raises(UserError, match=r"data\.format: custom: .* detseg\.train\(config, run, train_set=\.\.\."):
+        create_dataset(CustomData(format="custom"), "train")
 
 
 def test_reading_data_imports_neither_keras_nor_tensorflow():
     code = (
-        "import sys, detseg.data.datasets, detseg.data.scan; "
+        "import sys, detseg.data.readers.create, detseg.data.scan; "
         "sys.exit(str({'keras', 'tensorflow', 'jax'} & sys.modules.keys()) if "
         "{'keras', 'tensorflow', 'jax'} & sys.modules.keys() else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_a_config_file_leads_to_a_dataset(root, tmp_path):
-    from detseg.config import load_config
-
-    (tmp_path / "c.yaml").write_text(
-        "task: segmentation\n"
-        f"data: {{format: coco, root: {root}, train: {{annotations: instances.json, images: JPEGImages}}}}\n"
-        "model: {name: fcn32s, backbone: mobilenetv2}\ntrain: {epochs: 1, batch_size: 1, "
-        "optimizer: {name: sgd, learning_rate: 0.1}}\n"
+def load_segmentation(folder, data):
+    (folder / "c.yaml").write_text(
+        f"task: segmentation\ndata: {data}\nmodel: {{name: fcn32s, backbone: mobilenetv2}}\n"
+        "train: {epochs: 1, batch_size: 1, optimizer: {name: sgd, learning_rate: 0.1}}\n"
     )
-    dataset = create_dataset(load_config(tmp_path / "c.yaml").data, "train")
+    return load_config(folder / "c.yaml")
+
+
+def test_a_config_file_leads_to_a_dataset(root, tmp_path):
+    data = f"{{format: coco, root: {root}, train: {{annotations: instances.json, images: JPEGImages}}}}"
+    dataset = create_dataset(load_segmentation(tmp_path, data).data, "train")
     np.testing.assert_array_equal(dataset[0].label_map, np.eye(4, 6))
 
 
@@ -145,7 +156,7 @@ class DetectionConfig(Section):
 def load_detection(folder, text):
     """What load_config will do once the task has models."""
     (folder / "c.yaml").write_text(text)
-    tree, problems = read_tree(folder / "c.yaml", (), {}, lambda old, new: False)
+    tree, problems = read_tree(folder / "c.yaml", ())
     assert not problems
     try:
         return DetectionConfig.model_validate(tree.plain())
@@ -202,8 +213,8 @@ def test_every_format_gives_the_same_objects(objects_root, text, kind):
     assert (dataset.split, dataset.channels, dataset.names) == ("train", 3, ["a"])
     assert dataset.image_paths == [objects_root / "JPEGImages/a.jpg"]
     assert len(dataset.category_ids) == len(dataset.image_ids) == 1
-    assert json.dumps(dataset.settings())
-    assert str(dataset.label_files()[0]) in dataset.labels_source(0)
+    assert dataset.fingerprint() == pickle.loads(pickle.dumps(dataset)).fingerprint()
+    assert str(dataset.label_paths[0]) in dataset.labels_source(0)
     masks, labels, crowds = dataset.true_instances(0)
     assert (len(masks), labels.tolist(), crowds.tolist()) == (1, [0], [False])
     assert len(pickle.loads(pickle.dumps(dataset))[0].objects) == 1

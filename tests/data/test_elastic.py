@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detseg.data.elastic import boxes_of_masks, elastic_maps, move_boxes, move_image, move_labels, move_masks
+from detseg.data.elastic import elastic_maps, move_boxes, move_image, move_labels, move_masks
+from detseg.data.masks import boxes_of_masks
 
 SEEDS = st.integers(0, 2**32 - 1)
 

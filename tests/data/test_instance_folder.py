@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detseg.data.readers.instance_folder import InstanceFolder
+from detseg.data.readers.folder import InstanceFolder
 from detseg.errors import UserError
 
 

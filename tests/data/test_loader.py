@@ -14,7 +14,7 @@ import pytest
 from keras import ops
 
 from detseg.data.buckets import bucket_groups, object_arrays, object_batch, shape_buckets
-from detseg.data.loader import SampleStream, _tensorflow_dataset, load_batches, load_for_fit, read_in_order
+from detseg.data.loader import Batches, SampleStream, _tensorflow_dataset, load_batches, load_for_fit, read_in_order
 from detseg.data.objects import Objects
 from detseg.data.sample import Sample
 from detseg.data.sampling import image_repeat_factors
@@ -55,13 +55,13 @@ class Boxes(Numbers):
         return Sample(image, self.names[index], Path(self.names[index]), objects=objects)
 
 
-def object_stream(batch_size=2, length=28):
+def object_stream(batch_size=2, length=28, collate=collate):
     groups = bucket_groups(SIZES, None, BUCKETS)
 
     def prepare(sample, rng):
         return object_arrays(sample)
 
-    return SampleStream(Boxes(), prepare, 5, length, one_size=False, groups=groups, batch_size=batch_size)
+    return SampleStream(Boxes(), Batches(prepare, collate, groups), 5, length, batch_size)
 
 
 class Summing(keras.Model):
@@ -94,7 +94,7 @@ def fitted(batch_size=2, workers=2, start=0, epochs=2):
     model.compile(optimizer=keras.optimizers.SGD(0.0), loss=None, jit_compile=keras.backend.backend() == "jax")
     stream = object_stream(batch_size)
     steps = (len(stream) - start) // batch_size // epochs
-    batches = load_for_fit(stream, batch_size, workers, start, collate)
+    batches = load_for_fit(stream, workers, start)
     history = model.fit(batches, steps_per_epoch=steps, epochs=epochs, shuffle=False, verbose=0)
     return history.history["loss"], model.traced_shapes
 
@@ -104,9 +104,9 @@ def prepare(sample, rng):
 
 
 def batches(workers, start=0, seed=5, length=21, repeat_factors=None):
-    stream = SampleStream(Numbers(), prepare, seed, length, repeat_factors)
+    stream = SampleStream(Numbers(), Batches(prepare), seed, length, 3, repeat_factors)
     return [
-        (images[:, 0, 0, 0].tolist(), noise[:, 0].tolist()) for images, noise in load_batches(stream, 3, workers, start)
+        (images[:, 0, 0, 0].tolist(), noise[:, 0].tolist()) for images, noise in load_batches(stream, workers, start)
     ]
 
 
@@ -152,15 +152,15 @@ def test_without_repeated_classes_the_stream_is_the_plain_one_to_the_bit():
 
 
 def test_names_of_a_batch_are_those_of_its_images():
-    stream = SampleStream(Numbers(), prepare, 5, 21, repeat_factors=[1, 2, 1, 1.5, 1, 1, 1])
-    images = [images[:, 0, 0, 0].tolist() for images, _ in load_batches(stream, 3, 2)]
+    stream = SampleStream(Numbers(), Batches(prepare), 5, 21, 3, repeat_factors=[1, 2, 1, 1.5, 1, 1, 1])
+    images = [images[:, 0, 0, 0].tolist() for images, _ in load_batches(stream, 2)]
     for step, indices in enumerate(images):
         assert stream.names(step * 3, 3) == [f"image{index}" for index in indices]
 
 
 def test_batches_larger_than_the_data_repeat_it():
-    stream = SampleStream(Numbers(2), prepare, 0, 10)
-    ((images, _), (_, _)) = load_batches(stream, 5, 2)
+    stream = SampleStream(Numbers(2), Batches(prepare), 0, 10, 5)
+    ((images, _), (_, _)) = load_batches(stream, 2)
     assert sorted(images[:4, 0, 0, 0].tolist()) == [0, 0, 1, 1]
 
 
@@ -168,9 +168,9 @@ def test_an_error_in_a_thread_is_kept_for_the_caller():
     def fail(sample, rng):
         raise UserError("mask.png: gone")
 
-    stream = SampleStream(Numbers(), fail, 0, 6)
+    stream = SampleStream(Numbers(), Batches(fail), 0, 6, 3)
     with pytest.raises(Exception, match="gone"):
-        list(load_batches(stream, 3, 2))
+        list(load_batches(stream, 2))
     assert isinstance(stream.error, UserError)
 
 
@@ -193,7 +193,7 @@ np.savez(sys.argv[1], losses=losses, shapes=sorted(set(shapes)))
 
 
 def object_batches(workers=0, start=0, batch_size=2):
-    return list(load_batches(object_stream(batch_size), batch_size, workers, start, collate))
+    return list(load_batches(object_stream(batch_size), workers, start))
 
 
 def assert_same_batches(batches, expected):
@@ -239,7 +239,7 @@ def test_fit_taken_up_in_the_middle_goes_on_as_the_whole_run():
 
 
 def test_what_fit_gets_can_be_read_again_from_where_it_started():
-    batches = load_for_fit(object_stream(), 2, 2, 4, collate)
+    batches = load_for_fit(object_stream(), 2, 4)
     first = [keras.tree.map_structure(np.array, batch) for batch in batches]
     next(iter(batches))  # a reader that leaves early
     assert_same_batches([keras.tree.map_structure(np.array, batch) for batch in batches], first)
@@ -265,11 +265,11 @@ def test_reading_stops_when_fit_does():
 
 
 def test_a_crowded_image_in_a_batch_is_kept_for_the_caller_of_fit():
-    stream = object_stream()
+    stream = object_stream(collate=partial(object_batch, buckets=BUCKETS, max_objects=5))
     model = Summing()
     model.compile(optimizer="sgd", loss=None)
     start = next(position for position in range(0, 28, 2) if "image6" not in stream.names(position, 2))
-    batches = load_for_fit(stream, 2, 2, start, partial(object_batch, buckets=BUCKETS, max_objects=5))
+    batches = load_for_fit(stream, 2, start)
     assert stream.error is None
     with pytest.raises(Exception, match="objects"):
         model.fit(batches, steps_per_epoch=8, shuffle=False, verbose=0)
@@ -278,7 +278,7 @@ def test_a_crowded_image_in_a_batch_is_kept_for_the_caller_of_fit():
 
 
 def test_images_of_different_sizes_without_a_way_to_batch_them_are_refused():
-    stream = SampleStream(Boxes(), lambda sample, rng: (sample.image,), 5, 28)
+    stream = SampleStream(Boxes(), Batches(lambda sample, rng: (sample.image,)), 5, 28, 2)
     with pytest.raises(UserError, match="batches need one size"):
         [stream[position] for position in range(7)]
 

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detseg.config import ObjectCrop
-from detseg.data.elastic import boxes_of_masks, elastic_maps, move_labels
+from detseg.config.augmentation import ObjectCrop
+from detseg.data.elastic import elastic_maps, move_labels
+from detseg.data.masks import boxes_of_masks
 from detseg.data.objects import MIN_VISIBILITY, Objects
 
 SIZE = (24, 32)

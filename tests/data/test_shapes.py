@@ -333,7 +333,7 @@ def test_a_run_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("detseg.data.shapes_writer._write_coco", interrupt)
+    monkeypatch.setattr("detseg.data.shapes_writer.json.dumps", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make_shapes(tmp_path / "shapes", train=2, val=0, test=0)
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from detseg.data.classes import VOC_CLASSES
-from detseg.data.readers.voc_segmentation import VOCSegmentation
+from detseg.data.readers.voc import VOCSegmentation
 from detseg.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"

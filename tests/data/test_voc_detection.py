@@ -1,6 +1,5 @@
 """Pascal VOC's detection layout."""
 
-import json
 import logging
 import pickle
 from pathlib import Path
@@ -10,10 +9,9 @@ import pytest
 from PIL import Image
 
 from detseg.data.classes import VOC_CLASSES
-from detseg.data.elastic import boxes_of_masks
+from detseg.data.masks import boxes_of_masks
 from detseg.data.readers.coco import CocoDetection
-from detseg.data.readers.voc import VOCDetection
-from detseg.data.readers.voc_annotation import read_voc_annotation
+from detseg.data.readers.voc import VOCDetection, read_voc_annotation
 from detseg.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
@@ -123,7 +121,9 @@ def test_classes_voc_are_the_twenty_objects(root):
     dataset = opened(root, classes="voc")
     assert dataset.classes == VOC_CLASSES[1:]
     assert dataset.objects(0).labels.tolist() == [11, 7]
-    refused(lambda: opened(root, "val", classes="voc"), "object[0]: field name is 'Cow'", "did you mean 'cow'?")
+    refused(
+        lambda: opened(root, "val", classes="voc"), "object[0]: field name 'Cow': not a class", "did you mean 'cow'?"
+    )
 
 
 def test_a_list_selects_and_orders_and_a_mapping_renames_and_merges(root):
@@ -154,7 +154,7 @@ def test_the_boxes_of_parts_are_left_alone(root):
     assert dataset.classes == ("Cow", "person")
     assert dataset.objects(0).boxes.tolist() == [[4, 4, 9, 9]]
     write(root, a=xml(item("person", more=part)))
-    refused(lambda: opened(root), "object[0] (person): field bndbox is missing")
+    refused(lambda: opened(root), "object[0] (person): field bndbox: missing")
 
 
 def test_the_order_of_fields_and_the_spelling_of_numbers_do_not_matter(root):
@@ -202,8 +202,8 @@ def test_a_dataset_can_be_pickled_and_offers_what_messages_and_scans_need(root):
     dataset = pickle.loads(pickle.dumps(opened(root)))
     assert len(dataset) == 2
     assert dataset.labels_source(0) == str(root / "Annotations/a.xml")
-    assert dataset.label_files() == [root / "Annotations/a.xml", root / "Annotations/b.xml"]
-    assert json.loads(json.dumps(dataset.settings()))["classes"] == ["Cow", "cat", "dog"]
+    assert dataset.label_paths == [root / "Annotations/a.xml", root / "Annotations/b.xml"]
+    assert dataset.fingerprint() == opened(root).fingerprint() != opened(root, channels=1).fingerprint()
     assert (dataset.split, dataset.channels, dataset.has_masks) == ("train", 3, False)
 
 
@@ -220,12 +220,12 @@ def test_a_dataset_can_be_pickled_and_offers_what_messages_and_scans_need(root):
         ((20, 25, 9, 20), "negative width and height"),
         (("nan", 5, 9, 20), "not all finite numbers"),
         ((1, 5, "inf", 20), "not all finite numbers"),
-        (("ten", 5, 9, 20), "field bndbox/xmin is 'ten', expected a number"),
-        ((1, 5, "", 20), "field bndbox/xmax is missing or empty"),
+        (("ten", 5, 9, 20), "field bndbox/xmin 'ten': expected a number"),
+        ((1, 5, "", 20), "field bndbox/xmax '': missing or empty"),
         ((100, 50, 120, 60), "60 px outside of its image of 60x40 (width x height)"),
         ((10, 10, 63, 20), "3 px outside of its image"),
         ((-3, 10, 20, 20), "px outside of its image"),
-        ((), "field bndbox is missing"),
+        ((), "field bndbox: missing"),
     ],
 )
 def test_bad_boxes_are_refused_or_dropped_by_file_object_and_field(root, corners, part, caplog):
@@ -306,7 +306,7 @@ def test_objects_of_classes_that_are_left_out_are_not_looked_at(root):
 
 def test_unknown_classes_are_named_with_the_nearest(root):
     (root / "classes.txt").write_text("dog\nbird\n")
-    refused(lambda: opened(root), "a.xml: object[1]: field name is 'cat'", "classes.txt", "It has: dog, bird")
+    refused(lambda: opened(root), "a.xml: object[1]: field name 'cat': not a class", "classes.txt", "It has: dog, bird")
 
 
 BOMB = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;&x;">]><annotation><name>&y;</name></annotation>'
@@ -415,6 +415,15 @@ def test_bccd_is_the_same_in_xml_and_json(caplog):
         assert np.bincount(voc._all.labels).tolist() == counts[split]
     messages = [record.getMessage() for record in caplog.records]  # the two flaws of the data set's README
     assert len(messages) == 2
-    assert "BloodImage_00343.xml: object[3] (RBC): bndbox xmin 181 ymin 329 xmax 181 ymax 329" in messages[0]
-    assert "BloodImage_00338.xml: object[12] (RBC): bndbox xmin 504 ymin 337 xmax 504 ymax 337" in messages[1]
+    assert "BloodImage_00343.xml: object[3] (RBC): field bndbox xmin 181 ymin 329 xmax 181 ymax 329" in messages[0]
+    assert "BloodImage_00338.xml: object[12] (RBC): field bndbox xmin 504 ymin 337 xmax 504 ymax 337" in messages[1]
     refused(lambda: VOCDetection(root, lists, "val", voc_boxes="continuous"), "object[12] (RBC)", "on_bad_box: drop")
+
+
+def test_the_range_of_values_reaches_the_images_also_where_the_xml_says_no_size(root):
+    Image.fromarray(np.full((HEIGHT, WIDTH), 4095, np.uint16)).save(root / "JPEGImages/a.png")
+    (root / "JPEGImages/a.jpg").unlink()
+    write(root, a="<annotation/>", b=xml(), c=xml(item("Cow", 5, 5, 9, 9)))
+    dataset = opened(root, channels=1, value_range=(0, 4095))
+    assert dataset[0].image.min() == 255
+    assert dataset.fingerprint() != opened(root, channels=1).fingerprint()

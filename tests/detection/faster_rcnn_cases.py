@@ -4,12 +4,16 @@ import keras
 import numpy as np
 from retinanet_cases import batch, tiny_backbone
 
-from detseg.detection.faster_rcnn import create_faster_rcnn
+from detseg.detection.faster_rcnn import FasterRCNN
+from detseg.detection.options import FasterRCNNOptions
 
 __all__ = ["batch", "step", "tiny"]
 
 # So many samples that all anchors and proposals which are not ignored are trained on, whatever the draw.
 SMALL = {
+    "backbone": "resnet18",
+    "weights": None,
+    "norm": "batch",
     "finest_stride": 8,
     "fpn_channels": 16,
     "head_channels": 32,
@@ -26,16 +30,16 @@ SMALL = {
 def tiny(class_count=3, output_stride=32, spread=False, **options):
     """Of the levels 8 to 64. spread: scores on both sides of 0.05 in `batch`, and boxes beside their proposals."""
     keras.utils.set_random_seed(0)
-    model = create_faster_rcnn(tiny_backbone(output_stride), class_count, **{**SMALL, **options})
+    model = FasterRCNN(FasterRCNNOptions(**SMALL | options), class_count, backbone=tiny_backbone(output_stride))
     if spread:
         images, objects = batch()
         outputs = model(images)
         _scale(model.rpn.get_layer("rpn_objectness"), outputs["objectness"], 1.0)
-        _scale(model.rpn.get_layer("rpn_boxes"), outputs["moves"], 0.2)
+        _scale(model.rpn.get_layer("rpn_boxes"), outputs["deltas"], 0.2)
         regions = np.stack([objects["boxes"][0, :3]] * 2)
-        logits, moves = model._classify(outputs["features"], regions, False, False)
+        logits, deltas = model._classify(outputs["features"], regions, False, False)
         _scale(model.head.get_layer("class_logits"), [logits], 1.5)
-        _scale(model.head.get_layer("class_boxes"), [moves], 1.0)
+        _scale(model.head.get_layer("class_boxes"), [deltas], 1.0)
     return model
 
 

@@ -3,8 +3,9 @@
 import keras
 import numpy as np
 
-from detseg.backbones.create import Backbone
-from detseg.detection.retinanet import create_retinanet
+from detseg.backbones.backbone import Backbone
+from detseg.detection.options import RetinaNetOptions
+from detseg.detection.retinanet import RetinaNet
 
 
 def tiny_backbone(output_stride=32, width=16):
@@ -21,12 +22,12 @@ def tiny_backbone(output_stride=32, width=16):
 def tiny(class_count=3, output_stride=32, spread=False, **options):
     """Of the levels 8 to 128. spread: scores on both sides of 0.05 in `batch`, and boxes beside their anchors."""
     keras.utils.set_random_seed(0)
-    backbone = tiny_backbone(output_stride)
-    model = create_retinanet(backbone, class_count, **{"fpn_channels": 16, "head_convolutions": 1, **options})
-    for name, output, deviation in (("class_output", "class_logits", 2.0), ("box_output", "box_targets", 0.3)):
+    small = {"backbone": "resnet18", "weights": None, "norm": "batch", "fpn_channels": 16, "head_convolutions": 1}
+    model = RetinaNet(RetinaNetOptions(**small | options), class_count, backbone=tiny_backbone(output_stride))
+    for name, output, deviation in (("class_output", "class_logits", 2.0), ("box_output", "box_deltas", 0.3)):
         if spread:
             levels = [np.array(x).ravel() for x in model(batch()[0])[output]]
-            kernel = model.get_layer(name).kernel
+            kernel = model.head.get_layer(name).kernel
             kernel.assign(kernel * (deviation / np.concatenate(levels).std()))
     return model
 

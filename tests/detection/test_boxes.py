@@ -9,6 +9,7 @@ from detseg.detection.boxes import (
     box_area,
     ciou,
     clip_boxes,
+    convert_boxes,
     decode_boxes,
     encode_boxes,
     giou,
@@ -45,6 +46,51 @@ def test_decoding_undoes_encoding_within_the_clamp(pairs, normalisation):
     np.testing.assert_allclose(np.array(decoded)[within], boxes[within], rtol=0, atol=5e-3)  # pixels, of up to 3000
 
 
+BY_HAND = {"xyxy": [10, 20, 40, 60], "xywh": [10, 20, 30, 40], "cxcywh": [25, 40, 30, 40], "yxyx": [20, 10, 60, 40]}
+
+
+@pytest.mark.parametrize("source", BY_HAND)
+@pytest.mark.parametrize("target", BY_HAND)
+def test_formats_of_a_box_by_hand(source, target):
+    expected = np.array([BY_HAND[target], BY_HAND[target]])
+    given = np.array([BY_HAND[source]] * 2)
+    for boxes in (
+        given.tolist(),
+        given.astype("uint8"),
+        given.astype("float64"),
+        np.asfortranarray(given),
+        given[::-1],
+    ):
+        converted = convert_boxes(boxes, source, target)
+        assert isinstance(converted, np.ndarray)
+        assert converted.dtype == (np.float32 if getattr(boxes, "dtype", None) == "uint8" else np.float64)
+        np.testing.assert_array_equal(converted, expected)
+    tensor = convert_boxes(tf.constant(given), source, target)
+    assert tensor.dtype == "float32"
+    np.testing.assert_array_equal(tensor, expected)
+    assert convert_boxes(np.zeros((0, 4)), source, target).shape == (0, 4)
+
+
+def test_unknown_formats_and_what_is_no_box_are_refused():
+    with pytest.raises(ValueError, match="'ltrb': expected one of xyxy, xywh, cxcywh, yxyx"):
+        convert_boxes([[0, 0, 1, 1]], "xyxy", "ltrb")
+    with pytest.raises(ValueError, match=r"shape \(1, 3\): expected \(..., 4\), xywh"):
+        convert_boxes([[0, 0, 1]], "xywh", "xyxy")
+    with pytest.raises(ValueError, match=r"shape \(2, 5\): expected \(..., 4\), x1 y1 x2 y2"):
+        pairwise_iou(np.zeros((2, 5)), np.zeros((1, 4)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64", "float16", "float64"])
+def test_overlaps_are_the_same_of_lists_and_of_every_dtype_and_memory_order(dtype):
+    a, b = [[2, 2, 12, 22], [0, 0, 3, 3]], [[4, 2, 14, 22]]
+    expected = np.array(pairwise_iou(np.array(a, "float32"), np.array(b, "float32")))
+    assert expected[0, 0] == pytest.approx(8 / 12)
+    for order in ("C", "F"):
+        np.testing.assert_array_equal(pairwise_iou(np.array(a, dtype, order=order), np.array(b, dtype)), expected)
+    np.testing.assert_array_equal(pairwise_iou(a, b), expected)
+    np.testing.assert_array_equal(pairwise_iou(np.array(a, dtype).T.copy().T, b), expected)
+
+
 def test_encoding_by_hand():
     targets = encode_boxes([[10, 20, 30, 60]], [[0, 0, 10, 20]])
     np.testing.assert_allclose(targets, [[(20 - 5) / 10, (40 - 10) / 20, np.log(2), np.log(2)]], rtol=1e-6)
@@ -57,12 +103,12 @@ def test_a_decoded_box_grows_to_1000_pixels_from_16_at_most():
     np.testing.assert_allclose(decoded, [[8 - 500, 8 - 500, 8 + 500, 8 + 500]], rtol=1e-5)
 
 
-def test_targets_of_each_class_move_the_same_proposals():
+def test_deltas_of_each_class_move_the_same_proposals():
     rng = np.random.default_rng(0)
-    targets, proposals = rng.normal(size=(2, 5, 3, 4)).astype("float32"), np.array([[[0, 0, 10, 20]] * 5] * 2)
-    decoded = decode_boxes(targets, proposals[:, :, None])
+    deltas, proposals = rng.normal(size=(2, 5, 3, 4)).astype("float32"), np.array([[[0, 0, 10, 20]] * 5] * 2)
+    decoded = decode_boxes(deltas, proposals[:, :, None])
     assert decoded.shape == (2, 5, 3, 4)
-    np.testing.assert_allclose(decoded[:, :, 1], decode_boxes(targets[:, :, 1], proposals), rtol=1e-6)
+    np.testing.assert_allclose(decoded[:, :, 1], decode_boxes(deltas[:, :, 1], proposals), rtol=1e-6)
 
 
 def test_targets_of_padding_are_finite():

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from detection_cases import STRIDES, detect, inputs
+from detection_cases import STRIDES, detect, inputs, postprocess
 
-from detseg.detection.nms import postprocess
 from detseg.detection.roi_align import roi_align
 
 ON_JAX = """
@@ -33,7 +32,7 @@ def eager():
     with tf.GradientTape() as tape:
         tape.watch(arrays)
         total, results = detect(arrays)
-    names = ("fine", "coarse", "moves")
+    names = ("fine", "coarse", "deltas")
     gradients = tape.gradient(total, [arrays[name] for name in names])
     gradients = {f"gradient {key}": tf.convert_to_tensor(x) for key, x in zip(names, gradients, strict=True)}
     return {key: np.array(x) for key, x in {**results, **gradients}.items()}
@@ -44,7 +43,7 @@ def test_the_cases_test_something(eager):
     assert (eager["states"][1] == -1).any()
     assert 5 < eager["valid"].sum() < 40
     assert list(eager["foreground"]) == [2, 0]
-    for name in ("fine", "coarse", "moves"):
+    for name in ("fine", "coarse", "deltas"):
         assert np.isfinite(eager[f"gradient {name}"]).all()
         assert np.abs(eager[f"gradient {name}"]).max() > 1e-4
 
@@ -53,7 +52,7 @@ def test_what_avoids_tensorflows_kernels_compiles_under_xla(eager):
     arrays = inputs()
 
     def pool_and_suppress(fine, coarse, proposals, scores):
-        pooled = roi_align([fine, coarse], proposals, STRIDES, 3, 1, False, 16, 2, under_xla=True)
+        pooled = roi_align([fine, coarse], proposals, STRIDES, 3, 1, False, (16, 2), under_xla=True)
         return pooled, postprocess(proposals[:, :, None], scores, 0.85, 0.5, 20, 60, under_xla=True)
 
     compiled = tf.function(pool_and_suppress, jit_compile=True)

@@ -29,17 +29,17 @@ def centres_and_sizes(boxes):
 
 @pytest.mark.parametrize("beta", [1 / 9, 1.0])
 @pytest.mark.parametrize("name", ["smooth_l1", "l1"])
-def test_losses_of_targets_by_the_papers_formulas(name, beta):
+def test_losses_of_deltas_by_the_papers_formulas(name, beta):
     rng = np.random.default_rng(0)
     proposals, boxes = random_boxes(rng, 50), random_boxes(rng, 50)
-    targets = rng.normal(size=(50, 4)).astype("float32")
+    deltas = rng.normal(size=(50, 4)).astype("float32")
     (centres, sizes), (true_centres, true_sizes) = centres_and_sizes(proposals), centres_and_sizes(boxes)
     true = np.concatenate([(true_centres - centres) / sizes, np.log(true_sizes / sizes)], -1) / DEVIATIONS
-    targets[:25] = (true + rng.uniform(-0.1, 0.1, (50, 4)))[:25]  # some on the round part
-    errors = np.abs(targets - true)
+    deltas[:25] = (true + rng.uniform(-0.1, 0.1, (50, 4)))[:25]  # some on the round part
+    errors = np.abs(deltas - true)
     if name == "smooth_l1":
         errors = np.where(errors < beta, errors**2 / (2 * beta), errors - beta / 2)
-    losses = box_losses(name, targets, proposals, boxes, DEVIATIONS, beta)
+    losses = box_losses(name, deltas, proposals, boxes, DEVIATIONS, beta)
     np.testing.assert_allclose(losses, errors.sum(-1), rtol=1e-4, atol=1e-5)
 
 
@@ -53,34 +53,34 @@ def test_overlap_losses_of_hits_neighbours_and_far_boxes_by_hand():
 
 
 @pytest.mark.parametrize("name", BOX_LOSSES)
-def test_the_right_targets_have_no_loss_and_smooth_ones_no_gradient(name):
+def test_the_right_deltas_have_no_loss_and_smooth_ones_no_gradient(name):
     rng = np.random.default_rng(1)
     boxes = random_boxes(rng, 20)
     for deviations in ((1, 1, 1, 1), DEVIATIONS):
         shift = np.array([5, -5, 5, -5], "float32")  # of a box of the same size
         (centres, sizes) = centres_and_sizes(boxes)
-        targets = np.concatenate([shift[:2] / -sizes, 0 * sizes], -1) / deviations
+        deltas = np.concatenate([shift[:2] / -sizes, 0 * sizes], -1) / deviations
         shifted = np.concatenate([centres - sizes / 2 + shift[:2], centres + sizes / 2 + shift[:2]], -1)
-        targets, shifted = targets.astype("float32"), shifted.astype("float32")
-        losses = box_losses(name, targets, shifted, boxes, deviations)
+        deltas, shifted = deltas.astype("float32"), shifted.astype("float32")
+        losses = box_losses(name, deltas, shifted, boxes, deviations)
         np.testing.assert_allclose(losses, 0, atol=1e-4)
         if name == "smooth_l1":
-            slopes = gradient(lambda x: box_losses(name, x, shifted, boxes, deviations), targets)  # noqa: B023
+            slopes = gradient(lambda x: box_losses(name, x, shifted, boxes, deviations), deltas)  # noqa: B023
             np.testing.assert_allclose(slopes, 0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", BOX_LOSSES)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_padding_of_size_zero_and_huge_targets_give_finite_losses_and_gradients(name, dtype):
+def test_padding_of_size_zero_and_huge_deltas_give_finite_losses_and_gradients(name, dtype):
     nothing = np.zeros(4, "float32")
     some = np.array([3, 4, 10, 12], "float32")
-    targets = np.array([[0, 0, 0, 0], [1, -2, 3, 4], [-3, 5, -6e4, 6e4]], dtype)
+    deltas = np.array([[0, 0, 0, 0], [1, -2, 3, 4], [-3, 5, -6e4, 6e4]], dtype)
     for proposals, boxes in ((nothing, nothing), (some, nothing), (nothing, some), (some, some)):
         proposals, boxes = np.tile(proposals, (3, 1)), np.tile(boxes, (3, 1))
-        losses = box_losses(name, targets, proposals, boxes, DEVIATIONS)
+        losses = box_losses(name, deltas, proposals, boxes, DEVIATIONS)
         assert losses.dtype == "float32"
         assert np.isfinite(losses).all()
-        assert np.isfinite(gradient(lambda x: box_losses(name, x, proposals, boxes, DEVIATIONS), targets)).all()  # noqa: B023
+        assert np.isfinite(gradient(lambda x: box_losses(name, x, proposals, boxes, DEVIATIONS), deltas)).all()  # noqa: B023
 
 
 def test_an_unknown_box_loss_is_refused():

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from detseg.backbones.create import BACKBONES
+from detseg.backbones.catalogue import CATALOGUE
 from detseg.config import load_config
-from detseg.tasks.detection_models import create_detector
+from detseg.tasks.detection import DETECTORS
 
 CLASSES, MOST = 2, 3
 SMALL = "alpha: {alpha}, score_threshold: 0.0, max_detections: 3, weights: null, norm: batch"
@@ -24,7 +24,7 @@ train: {{epochs: 1, batch_size: 1, optimizer: {{name: sgd, learning_rate: 0.1}}}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", PARTS)
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", CATALOGUE)
 def test_every_detector_detects_on_every_backbone(backbone, kind, tmp_path):
     parts = [SMALL.format(alpha=0.25 if backbone.startswith("mobilenetv3") else 0.125), PARTS[kind]]
     if kind == "single_map" and backbone.startswith("vgg"):
@@ -32,7 +32,8 @@ def test_every_detector_detects_on_every_backbone(backbone, kind, tmp_path):
     path = tmp_path / "config.yaml"
     name = "retinanet" if kind == "retinanet" else "faster_rcnn"
     path.write_text(CONFIG.format(name=name, backbone=backbone, parts=", ".join(parts)))
-    model, _ = create_detector(load_config(path).model, 3, CLASSES, None)
+    options = load_config(path).model
+    model = DETECTORS[options.name](options, CLASSES, pretrained=False)
     images = np.random.default_rng(0).integers(0, 256, (2, 70, 90, 3)).astype("uint8")
     sizes = np.array([[70, 90], [50, 60]], "float32")
     boxes, labels, scores, valid = (np.array(part) for part in model.detect(images, sizes))

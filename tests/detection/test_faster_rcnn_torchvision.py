@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from detseg.backbones.create import create_backbone
-from detseg.detection.faster_rcnn import create_faster_rcnn
+from detseg.detection.faster_rcnn import FasterRCNN
+from detseg.detection.options import FasterRCNNOptions
 
 TORCH_PYTHON = os.environ.get("DETSEG_TORCH_PYTHON") or (importlib.util.find_spec("torchvision") and sys.executable)
 pytestmark = pytest.mark.skipif(
@@ -126,8 +126,8 @@ def layers_with_weights(model):
 
 @pytest.fixture(scope="module")
 def ours(theirs):
-    backbone = create_backbone("resnet50", norm="frozen", variant="b")
-    model = create_faster_rcnn(backbone, CLASSES, anchor_form="torchvision", roi_aligned=False)
+    options = {"backbone": "resnet50", "variant": "b", "anchor_form": "torchvision", "roi_aligned": False}
+    model = FasterRCNN(FasterRCNNOptions(**options), CLASSES)
     copied = set()
     for layer in layers_with_weights(model):
         name, weights = torch_name(layer.name)

@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 from detseg.config import load_config
-from detseg.data.datasets import create_dataset
-from detseg.detection.results_files import Detections, coco_entries, write_coco_results, write_voc_results
-from detseg.evaluation import evaluate_results_file
-from detseg.segmentation.instances import encode_masks
+from detseg.data.masks import encode_masks
+from detseg.data.readers.create import create_dataset
+from detseg.inference.prediction import Prediction
+from detseg.inference.results_files import coco_entries, write_coco_results, write_voc_results
 from detseg.tasks import create_task
+from detseg.tasks.scoring import score_detections
 
 DATASETS = Path(__file__).resolve().parents[2] / "../shared/datasets"
 DATA = {
@@ -57,11 +58,12 @@ def image_sizes(dataset):
 
 
 def true_detections(dataset):
-    """(Objects, Detections) of every image."""
+    """(Objects, Prediction) of every image."""
     for i in range(len(dataset)):
         objects = dataset.objects(i)
         masks = None if objects.masks is None else encode_masks(objects.masks)
-        yield objects, Detections(objects.boxes, objects.labels, np.ones(len(objects), np.float32), masks)
+        scores = np.ones(len(objects), np.float32)
+        yield objects, Prediction(boxes=objects.boxes, labels=objects.labels, scores=scores, masks=masks)
 
 
 def check_scores(result, scores, dataset, truth):
@@ -85,7 +87,7 @@ def check_as_coco_results(name, split, masks, folder):
     pairs = zip(dataset.image_ids, truth, strict=True)
     entries = [entry for i, (_, found) in pairs for entry in coco_entries(found, i, dataset.category_ids)]
     write_coco_results(path, entries)
-    check_scores(*evaluate_results_file(task, dataset, image_sizes(dataset), path), dataset, truth)
+    check_scores(*score_detections(task, dataset, image_sizes(dataset), path), dataset, truth)
 
 
 @pytest.mark.parametrize(("name", "split"), SPLITS)
@@ -111,4 +113,4 @@ def test_ground_truth_as_voc_results_scores_one(split, tmp_path):
     truth, folder = list(true_detections(dataset)), tmp_path / "comp4"
     found = {name: found for name, (_, found) in zip(dataset.names, truth, strict=True)}
     write_voc_results(folder, split, found, dataset.classes)
-    check_scores(*evaluate_results_file(task, dataset, image_sizes(dataset), folder), dataset, truth)
+    check_scores(*score_detections(task, dataset, image_sizes(dataset), folder), dataset, truth)

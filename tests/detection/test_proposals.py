@@ -65,14 +65,14 @@ def test_proposals_are_each_levels_best_after_suppression():
     rng = np.random.default_rng(0)
     sizes = np.array([[60, 70], [50, 90]])
     levels = [random_level(rng, count) for count in (80, 30, 4)]
-    proposals, scores, valid = (np.array(x) for x in select_proposals(*zip(*levels, strict=True), sizes, 50, 40))
+    proposals, scores, valid = (np.array(x) for x in select_proposals(*zip(*levels, strict=True), sizes, 50, 40, 0.7))
     assert proposals.shape == (2, 40, 4)
     assert valid.all()
     for image in range(2):
         expected = {}
-        for level_scores, targets, anchors in levels:
+        for level_scores, deltas, anchors in levels:
             best = np.argsort(-level_scores[image])[:50]
-            boxes = clip_boxes(decode_boxes(targets[image, best], anchors[best])[None], sizes[image : image + 1])
+            boxes = clip_boxes(decode_boxes(deltas[image, best], anchors[best])[None], sizes[image : image + 1])
             indices, kept = nms(boxes, level_scores[image, best][None], 0.7, 50, box_area(boxes) > 0)
             expected |= {level_scores[image, best[i]]: boxes[0, i] for i in np.array(indices)[np.array(kept)]}
         np.testing.assert_array_equal(scores[image], sorted(expected, reverse=True)[:40])
@@ -83,7 +83,9 @@ def test_proposals_are_each_levels_best_after_suppression():
 
 def test_boxes_outside_the_image_are_no_proposals_and_the_rest_is_padding():
     anchors = np.array([[0, 0, 10, 10], [30, 30, 40, 40], [5, 5, 15, 15]], "float32")
-    proposals, scores, valid = select_proposals([[[1.0, 9.0, 2.0]]], [np.zeros((1, 3, 4))], [anchors], [[20, 20]])
+    proposals, scores, valid = select_proposals(
+        [[[1.0, 9.0, 2.0]]], [np.zeros((1, 3, 4))], [anchors], [[20, 20]], 2000, 1000, 0.7
+    )
     assert proposals.shape == (1, 1000, 4)
     np.testing.assert_array_equal(valid[0, :3], [True, True, False])
     np.testing.assert_array_equal(proposals[0, :3], [[5, 5, 15, 15], [0, 0, 10, 10], [0, 0, 0, 0]])
@@ -94,7 +96,7 @@ def test_no_gradient_flows_through_proposals():
     level = [tf.constant(x) for x in random_level(np.random.default_rng(0), 20)]
     with tf.GradientTape() as tape:
         tape.watch(level)
-        proposals, scores, _ = select_proposals(*[[x] for x in level], [[50, 50]] * 2, max_proposals=5)
+        proposals, scores, _ = select_proposals(*[[x] for x in level], [[50, 50]] * 2, 20, 5, 0.7)
         total = tf.reduce_sum(proposals) + tf.reduce_sum(scores)
     assert tape.gradient(total, level[:2]) == [None, None]
 
@@ -110,7 +112,7 @@ def test_proposals_to_train_on_stand_for_the_box_they_overlap(count):
     valid, crowd = np.ones((3, count), bool), np.zeros((3, count), bool)
     valid[1], crowd[2] = False, True
     chosen, matched, is_foreground, drawn = sample_proposals(
-        proposals, exists, boxes, valid, keras.random.SeedGenerator(0), 16, 0.25, crowd=crowd
+        proposals, exists, boxes, valid, crowd, 0.5, (0.0, 0.5), 16, 0.25, keras.random.SeedGenerator(0)
     )
     assert chosen.shape == (3, 16, 4)
     is_foreground, drawn = np.array(is_foreground), np.array(drawn)
@@ -129,7 +131,7 @@ def test_ground_truth_is_a_proposal_too():
     boxes = np.array([[[0, 0, 20, 20]]], "float32")
     nothing = np.zeros((1, 1000, 4), "float32")
     chosen, _, is_foreground, drawn = sample_proposals(
-        nothing, np.zeros((1, 1000), bool), boxes, np.ones((1, 1), bool), seed=0, count=8
+        nothing, np.zeros((1, 1000), bool), boxes, np.ones((1, 1), bool), None, 0.5, (0.0, 0.5), 8, 0.25, seed=0
     )
     np.testing.assert_array_equal(chosen[0, 0], boxes[0, 0])
     np.testing.assert_array_equal(is_foreground, drawn)

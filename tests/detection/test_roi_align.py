@@ -103,13 +103,13 @@ def test_gradients_of_many_regions_over_one_another_are_whole_and_the_same_each_
 def test_kernel_and_gather_agree_in_values_and_gradients_over_levels(aligned):
     rng = np.random.default_rng(1)
     maps, boxes = random_maps(rng), random_boxes(rng, count=40)
-    levels = np.array(assign_levels(boxes, 2, 4, 32, 3))
+    levels = np.array(assign_levels(boxes, 2, 4, (32, 3)))
     assert set(levels.ravel()) == {0, 1, 2}
     results = [
         with_gradients(
             maps,
             lambda maps, under_xla=under_xla: roi_align(
-                maps, boxes, [4, 8, 16], 7, 2, aligned, 32, 3, under_xla=under_xla
+                maps, boxes, [4, 8, 16], 7, 2, aligned, (32, 3), under_xla=under_xla
             ),
         )
         for under_xla in (False, True)
@@ -124,8 +124,8 @@ def test_kernel_and_gather_agree_in_values_and_gradients_over_levels(aligned):
 def test_each_region_is_taken_from_its_level(under_xla):
     rng = np.random.default_rng(2)
     maps, boxes = random_maps(rng), random_boxes(rng)
-    pooled = np.array(roi_align(maps, boxes, [4, 8, 16], 3, canonical_size=32, canonical_level=3, under_xla=under_xla))
-    levels = np.array(assign_levels(boxes, 2, 4, 32, 3))
+    pooled = np.array(roi_align(maps, boxes, [4, 8, 16], 3, canonical=(32, 3), under_xla=under_xla))
+    levels = np.array(assign_levels(boxes, 2, 4, (32, 3)))
     for level, stride in enumerate((4, 8, 16)):
         alone = np.array(roi_align([maps[level]], boxes, [stride], 3, under_xla=under_xla))
         np.testing.assert_allclose(pooled[levels == level], alone[levels == level], atol=1e-6)

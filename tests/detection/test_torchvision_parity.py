@@ -9,12 +9,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from detection_cases import postprocess
 
 from detseg.detection.anchors import Anchors
 from detseg.detection.boxes import ciou, decode_boxes, encode_boxes, giou, pairwise_iou
 from detseg.detection.fpn import fpn
-from detseg.detection.matching import BACKGROUND, FOREGROUND, IGNORED, match
-from detseg.detection.nms import nms, postprocess
+from detseg.detection.matching import BACKGROUND, FOREGROUND, IGNORED, match_boxes
+from detseg.detection.nms import nms
 from detseg.detection.proposals import select_proposals
 from detseg.detection.roi_align import assign_levels, roi_align, roi_pool
 
@@ -44,7 +45,7 @@ for name, generator, first in (("faster", faster_rcnn, 4), ("retina", retinanet,
 a, b = data["a"], data["b"]
 coder = _utils.BoxCoder((10.0, 10.0, 5.0, 5.0))
 results["encoded"] = coder.encode_single(a, b)
-results["decoded"] = coder.decode_single(data["targets"], b)
+results["decoded"] = coder.decode_single(data["deltas"], b)
 results["iou"] = ops.box_iou(a, b)
 results["giou"] = ops.generalized_box_iou_loss(a, b)
 predicted = a.clone().requires_grad_()
@@ -73,19 +74,19 @@ pooler = ops.MultiScaleRoIAlign(list(levels), 7, 2)
 results["multi-scale"] = pooler(levels, list(data["level rois"]), [(128, 160)] * 2)
 results["levels"] = pooler.map_levels(list(data["level rois"]))
 
-def select(objectness, moves, anchors):
+def select(objectness, deltas, anchors):
     counts = [x.shape[1] for x in objectness]
     network = rpn.RegionProposalNetwork(None, None, 0.7, 0.3, 256, 0.5, {"testing": 60}, {"testing": 40}, 0.7).eval()
-    proposals = network.box_coder.decode(torch.cat(moves, 1), [torch.cat(anchors)] * 2).view(2, -1, 4)
+    proposals = network.box_coder.decode(torch.cat(deltas, 1), [torch.cat(anchors)] * 2).view(2, -1, 4)
     return network.filter_proposals(proposals, torch.cat(objectness, 1), [(48, 60)] * 2, counts)
 
-of_levels = [[data[f"rpn {part} {i}"] for i in range(2)] for part in ("objectness", "moves", "anchors")]
+of_levels = [[data[f"rpn {part} {i}"] for i in range(2)] for part in ("objectness", "deltas", "anchors")]
 for i, (boxes, scores) in enumerate(zip(*select(*of_levels))):
     results[f"proposals {i}"], results[f"objectness {i}"] = boxes, scores
 
 heads = roi_heads.RoIHeads(None, None, None, 0.5, 0.5, 512, 0.25, (10.0, 10.0, 5.0, 5.0), 0.05, 0.5, 30)
-logits, moves = data["class logits"], data["class moves"]
-found = heads.postprocess_detections(logits, moves.flatten(1), [data["rpn anchors 0"]], [(48, 60)])
+logits, deltas = data["class logits"], data["class deltas"]
+found = heads.postprocess_detections(logits, deltas.flatten(1), [data["rpn anchors 0"]], [(48, 60)])
 for key, values in zip(("boxes", "scores", "labels"), found):
     results[f"found {key}"] = values[0]
 
@@ -121,16 +122,16 @@ def data():
         ]
     )
     arrays = {
-        "a": random_boxes(rng, 200), "b": random_boxes(rng, 200), "targets": normal(200, 4) * 3,
+        "a": random_boxes(rng, 200), "b": random_boxes(rng, 200), "deltas": normal(200, 4) * 3,
         "scores": rng.permutation(200).astype("float32") / 200, "labels": rng.integers(0, 3, 200),
         "objects": np.array([[4, 4, 36, 36], [20, 20, 52, 44], [50, 8, 90, 30], [22, 20, 50, 44]]),
         "anchors": anchors, "maps": normal(2, 15, 20, 5), "rois": np.concatenate([random_boxes(rng, 40), edges]),
         "rois of": rng.integers(0, 2, 50).astype("float32"), "level rois": random_boxes(rng, 2, 60, size=600),
         **{f"level {i}": normal(2, 32 >> i, 40 >> i, 3) for i in range(4)},
         **{f"rpn objectness {i}": normal(2, count) for i, count in enumerate((100, 30))},
-        **{f"rpn moves {i}": normal(2, count, 4) * 0.5 for i, count in enumerate((100, 30))},
+        **{f"rpn deltas {i}": normal(2, count, 4) * 0.5 for i, count in enumerate((100, 30))},
         **{f"rpn anchors {i}": random_boxes(rng, count, high=50, size=30) for i, count in enumerate((100, 30))},
-        "class logits": normal(100, 4), "class moves": normal(100, 4, 4),
+        "class logits": normal(100, 4), "class deltas": normal(100, 4, 4),
         **{f"fpn {i}": normal(2, *size, 3 + i) for i, size in enumerate(((17, 12), (9, 6), (5, 3)))},
     }  # fmt: skip
     return {key: x.astype("float32") if x.dtype == "float64" else x for key, x in arrays.items()}
@@ -169,14 +170,14 @@ def assert_close(ours, theirs, tolerance):
 )
 def test_anchors_are_exactly_those_of_fasterrcnn_and_retinanet_resnet50_fpn(torch_results, name, sizes, strides):
     maps = [(-(-320 // stride), -(-416 // stride)) for stride in strides]
-    levels = Anchors(sizes, centre="corner", rounded=True)(maps, [(320 // h, 416 // w) for h, w in maps])
+    levels = Anchors(sizes, strides, form="torchvision")((320, 416), maps)
     np.testing.assert_array_equal(np.concatenate(levels), torch_results[f"anchors {name}"])
 
 
 def test_targets_and_overlaps(data, torch_results):
     deviations = {"deviations": (0.1, 0.1, 0.2, 0.2)}
     assert_close(encode_boxes(data["a"], data["b"], **deviations), torch_results["encoded"], 1e-6)
-    assert_close(decode_boxes(data["targets"], data["b"], **deviations), torch_results["decoded"], 1e-6)
+    assert_close(decode_boxes(data["deltas"], data["b"], **deviations), torch_results["decoded"], 1e-6)
     assert_close(pairwise_iou(data["a"], data["b"]), torch_results["iou"], 1e-6)
     assert_close(1 - giou(data["a"], data["b"]), torch_results["giou"], 1e-6)
     predicted = tf.constant(data["a"])
@@ -190,7 +191,7 @@ def test_targets_and_overlaps(data, torch_results):
 @pytest.mark.parametrize("low_quality", [False, True])
 def test_matches(data, torch_results, low_quality):
     objects = data["objects"][None]
-    matched, states = match(data["anchors"], objects, np.ones((1, 4), bool), 0.7, (0.0, 0.3), low_quality)
+    matched, states = match_boxes(data["anchors"], objects, np.ones((1, 4), bool), 0.7, (0.0, 0.3), low_quality)
     ours = np.select([states == FOREGROUND, states == BACKGROUND, states == IGNORED], [matched, -1, -2])
     np.testing.assert_array_equal(ours[0], torch_results[f"matched {int(low_quality)}"])
     assert len(set(ours[0])) >= (5 if low_quality else 2)
@@ -219,15 +220,15 @@ class TestBothWays:
         assert_close(nchw(np.reshape(pooled, (-1, 7, 7, 3))), torch_results["multi-scale"], 1e-4)
 
     def test_proposals(self, data, torch_results, under_xla):
-        of_levels = [[data[f"rpn {part} {i}"] for i in range(2)] for part in ("objectness", "moves", "anchors")]
-        boxes, scores, valid = select_proposals(*of_levels, [[48, 60]] * 2, 60, 40, under_xla=under_xla)
+        of_levels = [[data[f"rpn {part} {i}"] for i in range(2)] for part in ("objectness", "deltas", "anchors")]
+        boxes, scores, valid = select_proposals(*of_levels, [[48, 60]] * 2, 60, 40, 0.7, under_xla=under_xla)
         for i in range(2):
             of_image = np.array(valid[i])
             assert_close(np.array(boxes[i])[of_image], torch_results[f"proposals {i}"], 1e-6)
             assert_close(tf.sigmoid(scores[i])[of_image], torch_results[f"objectness {i}"], 1e-6)
 
     def test_detections(self, data, torch_results, under_xla):
-        boxes = decode_boxes(data["class moves"], data["rpn anchors 0"][:, None], deviations=(0.1, 0.1, 0.2, 0.2))
+        boxes = decode_boxes(data["class deltas"], data["rpn anchors 0"][:, None], deviations=(0.1, 0.1, 0.2, 0.2))
         boxes = tf.clip_by_value(boxes, 0, [60.0, 48, 60, 48])[None]
         scores = tf.nn.softmax(data["class logits"])[None]
         found, labels, values, valid = postprocess(boxes[:, :, 1:], scores[..., 1:], 0.05, 0.5, 30, under_xla=under_xla)

@@ -8,8 +8,10 @@ from keras import ops
 
 from detseg.data.augment import resized_size
 from detseg.inference.detection import DetectionInference
+from detseg.inference.prediction import DetectionPredictionOptions
 
 FIT = SimpleNamespace(shorter=60, longer=100)
+OPTIONS = SimpleNamespace(score_threshold=0.05, max_detections=100)
 BOXES = np.array([[0, 0, 12.25, 40], [17.5, 3.125, 90, 31], [50, 9, 50.5, 10]], "float32")  # in the image as it was
 
 
@@ -17,6 +19,7 @@ class KnownBoxes:
     """Finds `boxes` in any image, and the whole image that it is told of, a little too far; the fifth isn't valid."""
 
     channels = 3
+    options = OPTIONS
 
     def __init__(self, boxes):
         self._boxes = np.asarray(boxes, "float32")
@@ -35,6 +38,7 @@ class BrightSpot:
     """Finds the box around what is white, in the pixels of the image that it is given."""
 
     channels = 3
+    options = OPTIONS
 
     def detect(self, images, image_sizes, score_threshold, max_detections, under_xla=False):
         is_white = ops.min(images[0], axis=-1) > 250  # (h, w)
@@ -84,3 +88,15 @@ def test_padding_does_not_move_what_is_seen(size, resize):
     image[8:24, 12:30] = 255  # even: halving makes no mixed pixels
     found = DetectionInference(BrightSpot(), resize)(image)
     np.testing.assert_allclose(found.boxes, [[12, 8, 30, 24]], atol=1e-3, rtol=0)
+
+
+def test_a_threshold_and_a_number_choose_among_what_is_found_without_another_graph():
+    inference = DetectionInference(KnownBoxes(BOXES))
+    image = image_of(40, 90)
+    whole = inference(image)
+    for threshold in (0.65, 0.75, 0.85):
+        found = inference(image, DetectionPredictionOptions(score_threshold=threshold))
+        np.testing.assert_array_equal(found.boxes, whole.boxes[whole.scores > threshold])
+    found = inference(image, DetectionPredictionOptions(max_detections=2))
+    np.testing.assert_array_equal(found.labels, whole.labels[:2])
+    assert len(inference._compiled) == 1

@@ -5,10 +5,9 @@ import tifffile
 from PIL import Image
 
 import detseg
+from detseg import predict_files as files
 from detseg.errors import UserError
-from detseg.inference import predictor as prediction
-from detseg.inference.prediction import PredictionOptions
-from detseg.inference.predictor import find_images, predict_files
+from detseg.predict_files import find_images, predict_files
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +74,12 @@ def test_data_resize_is_mapped_back_to_the_original_size(trained_run, picture, r
     np.testing.assert_array_equal(prediction.probabilities.argmax(-1), prediction.label_map)
 
 
-@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 1), np.uint8), np.zeros((4, 4, 3))])
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 1), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), 3],
+)
 def test_arrays_of_another_form_are_refused(predictor, image):
-    with pytest.raises(UserError, match=r"expected uint8 \(height, width, 3\)"):
+    with pytest.raises(UserError, match=r"expected a path, a PIL image or uint8 \(height, width, 3\)"):
         predictor.predict(image)
 
 
@@ -115,11 +117,54 @@ def test_results_never_overwrite_images_or_each_other(predictor, tmp_path):
         predict_files(predictor, [inputs / "a.png"], inputs / "a_overlay.jpg")
 
 
+def test_files_that_predict_did_not_write_are_never_replaced(predictor, picture, tmp_path):
+    image = tmp_path / "a.png"
+    cv2.imwrite(str(image), picture)
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "a.png").write_bytes(b"a mask drawn by hand")
+    with pytest.raises(UserError, match=r"a\.png is there already, and not written by predict.*--overwrite"):
+        predict_files(predictor, [image], output)
+    assert (output / "a.png").read_bytes() == b"a mask drawn by hand"
+    assert not (output / "a_overlay.png").exists()
+    predict_files(predictor, [image], output, overwrite=True)
+    predict_files(predictor, [image], output)  # its own
+    (output / "a.png").write_bytes(b"corrected by hand")
+    with pytest.raises(UserError, match="changed since"):
+        predict_files(predictor, [image], output)
+
+
+def test_images_of_a_list_are_predicted_as_each_by_itself(predictor, picture, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), picture[..., ::-1])
+    small = np.ascontiguousarray(picture[:100, :80])
+    images = [picture, small, tmp_path / "a.png", Image.fromarray(picture[:, ::-1]), small[::-1]]
+    found = predictor.predict(images, probabilities=True)
+    assert len(found) == 5
+    for image, prediction in zip(images, found, strict=True):
+        alone = predictor.predict(image, probabilities=True)
+        np.testing.assert_allclose(prediction.probabilities, alone.probabilities, atol=1e-5)
+    np.testing.assert_array_equal(found[0].label_map, found[2].label_map)
+    assert predictor.predict([]) == []
+
+
+def test_a_prediction_draws_itself_and_becomes_coco_entries(predictor, picture):
+    from pycocotools import mask as rle
+
+    prediction = predictor.predict(picture)
+    assert prediction.classes == predictor.classes
+    assert prediction.draw().shape[0] == 192
+    entries = prediction.to_coco(image_id=7, file_name="a.jpg")
+    areas = np.bincount(prediction.label_map.ravel())
+    for entry in entries:
+        assert (entry["image_id"], entry["file_name"]) == (7, "a.jpg")
+        assert rle.area(entry["segmentation"]) == areas[entry["category_id"] - 1]
+
+
 def test_tiles_of_a_resized_image_are_averaged_and_mapped_back(trained_run, picture):
     """--tile with data.resize and --tta: as without, where the image fits into one tile but for its mirrored border."""
     overrides = ["data.resize=[128, 128]", "tta={scales: [1.0], flip: horizontal}"]
     predictor = detseg.load(trained_run, overrides)
-    whole, tiled = (predictor.predict(picture, True, tta=True, tile=tile) for tile in (None, "auto"))
+    whole, tiled = (predictor.predict(picture, probabilities=True, tta=True, tile=tile) for tile in (None, "auto"))
     assert tiled.probabilities.shape == whole.probabilities.shape == (192, 192, 6)
     np.testing.assert_array_equal(tiled.label_map, tiled.probabilities.argmax(-1))
     assert np.mean(tiled.label_map == whole.label_map) > 0.8
@@ -129,12 +174,12 @@ def test_large_tiff_is_read_and_written_by_windows(predictor, picture, tmp_path,
     image = np.tile(picture, (2, 3, 1))[:333, :512]
     tifffile.imwrite(tmp_path / "large.tif", image, tile=(64, 64), compression="zlib")
     expected = predictor.predict(image, tile="auto").label_map
-    monkeypatch.setattr(prediction, "WINDOWED_PIXELS", 100_000)
-    predict_files(predictor, [tmp_path / "large.tif"], tmp_path / "out", PredictionOptions(tile="auto"))
+    monkeypatch.setattr(files, "WINDOWED_PIXELS", 100_000)
+    predict_files(predictor, [tmp_path / "large.tif"], tmp_path / "out", tile="auto")
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "large.tif"), expected)
     assert cv2.imread(str(tmp_path / "out" / "large_overlay.png")).shape[0] == 333
     with pytest.raises(UserError, match=r"large\.tif: too large to be held in memory, as --tta would need"):
-        predict_files(predictor, [tmp_path / "large.tif"], tmp_path / "out", PredictionOptions(tta=True, tile="auto"))
+        predict_files(predictor, [tmp_path / "large.tif"], tmp_path / "out", tta=True, tile="auto")
 
 
 def test_one_view_at_scale_one_is_the_plain_prediction(trained_run, picture):
@@ -159,7 +204,9 @@ def test_averaged_probabilities_are_the_mean_over_scales_and_mirror_images(train
 
 def test_averaging_commutes_with_mirroring(predictor, picture):
     mirrored = np.ascontiguousarray(picture[:, ::-1])
-    seen, seen_mirrored = (predictor.predict(image, True, tta=True).probabilities for image in (picture, mirrored))
+    seen, seen_mirrored = (
+        predictor.predict(image, probabilities=True, tta=True).probabilities for image in (picture, mirrored)
+    )
     np.testing.assert_allclose(seen_mirrored[:, ::-1], seen, atol=1e-5)
 
 

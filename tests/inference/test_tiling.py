@@ -12,9 +12,18 @@ from detseg.inference.tiling import ImageSource, Tiler, mirrored_places
 from detseg.layers.padding import MirrorPad, PadToMultiple
 from detseg.segmentation.deeplabv3 import create_deeplabv3
 from detseg.segmentation.fcn import create_fcn
+from detseg.segmentation.options import DeepLabV3PlusOptions, FCNOptions, UNetOptions
 from detseg.segmentation.unet import create_encoder_unet, create_unet
 
 CLASSES = 3
+
+
+def unet(class_count, channels=3, **options):
+    return create_unet(UNetOptions(name="unet", **options), class_count, channels)
+
+
+def encoder_unet(backbone, class_count, **options):
+    return create_encoder_unet(UNetOptions(name="unet", backbone=backbone.name, **options), backbone, class_count)
 
 
 def picture(height, width, channels=3, seed=0):
@@ -79,32 +88,35 @@ SIZES = [(57, 57), (101, 97), (3, 50), (1, 1), (1, 130), (230, 113)]
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_tiles_of_the_papers_unet_equal_the_whole_image(norm):
-    tiler = check_equal(create_unet(CLASSES, 1, 4, 2, "valid", norm), SIZES, tile=40 + 56)
+    tiler = check_equal(unet(CLASSES, 1, width=4, depth=2, padding="valid", norm=norm), SIZES, tile=40 + 56)
     assert [tiler.tile_count(size) for size in SIZES] == [4, 4, 1, 1, 3, 15]
 
 
 def test_tiles_of_a_padded_unet_equal_the_whole_image():
-    tiler = check_equal(create_unet(CLASSES, 3, 4, 2, "same"), SIZES, tile=48 + 56)
+    tiler = check_equal(unet(CLASSES, 3, width=4, depth=2, padding="same"), SIZES, tile=48 + 56)
     assert [tiler.tile_count(size) for size in SIZES] == [4, 4, 1, 1, 3, 15]
 
 
 @pytest.mark.parametrize(("name", "output_stride"), [("vgg16", 32), ("mobilenet", 16)])
 def test_tiles_of_a_unet_with_an_encoder_equal_the_whole_image(name, output_stride):
     backbone = create_backbone(name, alpha=0.0625, output_stride=output_stride)
-    model = create_encoder_unet(backbone, CLASSES, decoder_channels=(4,) * 5)
+    model = encoder_unet(backbone, CLASSES, decoder_channels=(4,) * 5)
     overlap = Tiler(model).axes[0].overlap
     tiler = check_equal(model, [(101, 331)], tile=overlap + 160, tolerance=1e-5)
     assert tiler.tile_count((101, 331)) == 3
 
 
 def test_tiles_of_an_fcn_equal_the_whole_image():
-    model = create_fcn("fcn8s", create_backbone("vgg16", alpha=0.0625), CLASSES, head_channels=8)
+    options = FCNOptions(name="fcn8s", backbone="vgg16", head_channels=8)
+    model = create_fcn(options, create_backbone("vgg16", alpha=0.0625), CLASSES)
     check_equal(model, [(101, 331)], tile=Tiler(model).axes[0].overlap + 160, tolerance=1e-5)
 
 
 def test_tiles_of_deeplab_without_image_pooling_equal_the_whole_image():
     backbone = create_backbone("resnet18", alpha=0.0625, output_stride=16)
-    model = create_deeplabv3(backbone, CLASSES, (1, 2), 4, image_pooling=False, decoder=(4, 4))
+    heads = {"aspp_rates": (1, 2), "aspp_channels": 4, "decoder_channels": 4, "low_level_channels": 4}
+    options = DeepLabV3PlusOptions(name="deeplabv3plus", backbone="resnet18", image_pooling=False, **heads)
+    model = create_deeplabv3(options, backbone, CLASSES)
     check_equal(model, [(101, 331)], tile=Tiler(model).axes[0].overlap + 160, tolerance=1e-5)
 
 
@@ -121,7 +133,7 @@ def test_rows_and_columns_have_overlaps_of_their_own():
 
 
 def test_networks_that_see_whole_maps_say_so_once_and_blend_without_seams(caplog):
-    model = create_unet(CLASSES, 3, 4, 2, "same", norm="group")
+    model = unet(CLASSES, 3, width=4, depth=2, padding="same", norm="group")
     with caplog.at_level(logging.WARNING, logger="detseg"):
         tiler = Tiler(model, 64)
         tiler.predict(picture(100, 150))
@@ -138,7 +150,7 @@ def test_networks_that_see_whole_maps_say_so_once_and_blend_without_seams(caplog
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_blended_tiles_are_near_the_whole_image_and_a_single_one_equals_it(padding):
-    model = with_random_weights(create_unet(CLASSES, 3, 4, 2, padding, norm="group"))
+    model = with_random_weights(unet(CLASSES, 3, width=4, depth=2, padding=padding, norm="group"))
     image = picture(97, 150)
     filled = np.pad(image, [(0, -97 % 4), (0, -150 % 4), (0, 0)], mode="reflect")
     image_or_filled = filled if padding == "same" else image  # the unpadded model mirrors the image itself
@@ -152,13 +164,13 @@ def test_blended_tiles_are_near_the_whole_image_and_a_single_one_equals_it(paddi
 
 
 def test_weights_of_blended_tiles_sum_to_one():
-    axis = Tiler(create_unet(CLASSES, 3, 4, 2, "valid", norm="group"), 104).axes[0]
+    axis = Tiler(unet(CLASSES, 3, width=4, depth=2, padding="valid", norm="group"), 104).axes[0]
     for length in (1, 40, 64, 65, 500, 1001):
         for largest in (axis.smallest, 104, 200):
-            plan = axis.plan(length, largest)
-            total = np.zeros(plan.starts[-1] + plan.block)
-            for start, weights in zip(plan.starts, plan.weights(), strict=True):
-                total[start : start + plan.block] += weights
+            starts, tile = axis.plan(length, largest)
+            total = np.zeros(starts[-1] + tile - axis.overlap)
+            for start, weights in zip(starts, axis.weights(starts, tile), strict=True):
+                total[start : start + len(weights)] += weights
             assert len(total) >= length
             np.testing.assert_allclose(total, 1, atol=1e-6)
 
@@ -167,7 +179,7 @@ def test_weights_of_blended_tiles_sum_to_one():
 
 
 def test_the_papers_tile_is_572_pixels():
-    model = create_unet(2, 1, width=1, depth=4, padding="valid", norm="none")
+    model = unet(2, 1, width=1, depth=4, padding="valid", norm="none")
     axis = Tiler(model, 572).axes[0]
     assert (axis.alignment, axis.residue, axis.before) == (16, 12, 92)
     assert axis.step(572) == 384, "388 down to a multiple of 16, where the next tile has to lie"
@@ -177,7 +189,7 @@ def test_the_papers_tile_is_572_pixels():
 
 
 def test_tiles_that_do_not_fit_a_padded_network_are_refused():
-    model = create_unet(2, 1, width=1, depth=2, padding="same")
+    model = unet(2, 1, width=1, depth=2, padding="same")
     assert Tiler(model, 52).axes[0].smallest == 52
     for tile, nearest in ((20, 52), (55, 56), (101, 100), (1001, 1000)):
         with pytest.raises(UserError, match=f"--tile: {tile} .*multiple of 4, at least 52, .* works is {nearest}"):
@@ -185,7 +197,7 @@ def test_tiles_that_do_not_fit_a_padded_network_are_refused():
 
 
 def test_automatic_tiles_follow_the_memory():
-    model = create_unet(2, 1, width=8, depth=2)
+    model = unet(2, 1, width=8, depth=2)
     sides = [Tiler(model, memory_bytes=2**20 * megabytes).tile for megabytes in (16, 64, 256)]
     assert sides[0] < sides[1] < sides[2]
     assert 1.9 < sides[2] / sides[1] < 2.1
@@ -194,7 +206,7 @@ def test_automatic_tiles_follow_the_memory():
 
 
 def test_tiles_are_no_larger_than_the_image_needs():
-    tiler = Tiler(create_unet(2, 1, width=2, depth=2), 1024)
+    tiler = Tiler(unet(2, 1, width=2, depth=2), 1024)
     shapes = []
     tiler._label_map = lambda images, size: (shapes.append(images.shape) or np.zeros((1, 2000, 2000), np.uint8),)
     tiler.predict(picture(30, 1000, 1))
@@ -202,7 +214,7 @@ def test_tiles_are_no_larger_than_the_image_needs():
 
 
 def test_bands_follow_the_weights_of_the_model_and_count_tiles():
-    model = create_unet(2, 1, width=2, depth=1)
+    model = unet(2, 1, width=2, depth=1)
     tiler = Tiler(model, 64)
     bias = model.get_layer("logits_conv").bias
     image, done = picture(100, 150, 1), []
@@ -215,7 +227,7 @@ def test_bands_follow_the_weights_of_the_model_and_count_tiles():
 
 
 def test_a_model_is_the_same_after_tiling(tmp_path):
-    model = create_unet(2, 1, width=2, depth=1, padding="valid")
+    model = unet(2, 1, width=2, depth=1, padding="valid")
     image = picture(20, 30, 1)[None]
     before = np.array(model(image))
     Tiler(model).predict(image[0])

@@ -10,9 +10,10 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
+from detseg.backbones.builder import LayerBuilder
 from detseg.errors import UserError
 from detseg.layers import conv
-from detseg.layers.conv import Conv2D, DepthwiseConv2D, SeparableConv2D, dilated_padding
+from detseg.layers.conv import Conv2D, DepthwiseConv2D, SeparableConv2D
 from detseg.layers.norm import BatchNorm, FrozenBatchNorm, create_norm
 
 TOLERANCE = {"float32": 1e-5, "mixed_bfloat16": 2e-2, "mixed_float16": 3e-3}  # of the largest value
@@ -92,6 +93,58 @@ def test_unusual_convolutions_equal_stock_ones_at_batch_size_one(ours, stock, op
     assert_same_results(layer, twin, pictures(1, 7, 8, 4), policy)
 
 
+@every_policy
+@pytest.mark.parametrize("size", [(8, 6), (7, 9), (1, 2)])
+@pytest.mark.parametrize("options", [{"strides": 2}, {"strides": 2, "padding": "same"}, {"strides": (3, 2)}])
+def test_strided_1x1_convolutions_of_few_channels_equal_those_of_many(policy, size, options):
+    """The few are slices and a convolution of stride 1; zero channels bring them to the number of the stock one."""
+    images = pictures(3, *size, 16)
+    images[..., 5:] = 0
+    layer, wide = Conv2D(6, 1, **options), Conv2D(6, 1, **options)
+    layer.build((*images.shape[:3], 5))
+    wide.build(images.shape)
+    kernel, bias = wide.get_weights()
+    layer.set_weights([kernel[:, :, :5], bias])
+    ours, theirs = outputs_and_gradients(layer, images[..., :5]), outputs_and_gradients(wide, images)
+    theirs[1], theirs[2] = theirs[1][..., :5], theirs[2][:, :, :5]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.shape == other.shape
+        assert np.abs(mine - other).max() <= TOLERANCE[policy] * np.abs(other).max()
+
+
+def test_strided_1x1_convolutions_of_few_channels_never_reach_tensorflows_strided_kernel():
+    for options in ({}, {"padding": "same"}):
+        layer = Conv2D(4, 1, strides=2, **options)
+        layer(pictures(1, 8, 8, 4))
+        function = tf.function(layer).get_concrete_function(tf.constant(pictures(1, 8, 8, 4)))
+        strides = [op.get_attr("strides") for op in function.graph.get_operations() if op.type == "Conv2D"]
+        assert strides
+        assert all(stride == [1, 1, 1, 1] for stride in strides)
+    first = Conv2D(4, 1, strides=2, data_format="channels_first").compute_output_spec(keras.KerasTensor((1, 4, 7, 9)))
+    assert first.shape == (1, 4, 4, 5)
+
+
+CRASHES = """
+import numpy as np, keras
+from detseg.layers.conv import Conv2D
+
+inputs = keras.Input((None, None, 4))
+model = keras.Model(inputs, Conv2D(8, 1, strides=2)(Conv2D(4, 1)(inputs)))
+for options in ({}, {"run_eagerly": True}, {"jit_compile": True}):
+    model.compile("sgd", "mse", **options)
+    for images in (np.ones((3, 16, 16, 4)), np.ones((1, 7, 9, 4)), np.ones((2, 15, 15, 4))):
+        targets = np.zeros((len(images), *(-(-side // 2) for side in images.shape[1:3]), 8))
+        for _ in range(10):
+            assert np.isfinite(model.train_on_batch(images, targets))
+"""
+
+
+def test_narrow_strided_1x1_convolutions_train_without_memory_errors():
+    environment = {**os.environ, "MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "85"}
+    run = subprocess.run([sys.executable, "-c", CRASHES], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
 def operations_of(layer, images):
     function = tf.function(layer).get_concrete_function(tf.constant(images))
     return {operation.type for operation in function.graph.get_operations()}
@@ -100,8 +153,11 @@ def operations_of(layer, images):
 def test_dilated_convolutions_are_one_operation_in_a_graph_where_tensorflow_can():
     images = pictures(1, 8, 8, 4)
     for layer, works in (
-        (Conv2D(4, 3, dilation_rate=2), conv._native_dilation_works(tf.float32)),
-        (DepthwiseConv2D(3, dilation_rate=2), conv._native_depthwise_dilation_works(tf.float32)),
+        (Conv2D(4, 3, dilation_rate=2), conv._works(conv._native_conv2d, ops.conv, (3, 3, 4, 4), tf.float32)),
+        (
+            DepthwiseConv2D(3, dilation_rate=2),
+            conv._works(conv._native_depthwise_conv2d, ops.depthwise_conv, (3, 3, 4, 1), tf.float32),
+        ),
     ):
         layer(images)
         assert ("SpaceToBatchND" in operations_of(layer, images)) is not works
@@ -112,13 +168,9 @@ def test_dilated_convolutions_fall_back_where_the_native_one_has_no_gradient(mon
         raise tf.errors.InvalidArgumentError(None, None, "Current CPU implementation only supports dilation rate 1")
 
     monkeypatch.setattr(conv, "_native_conv2d", fail)
-    conv._native_dilation_works.cache_clear()
-    try:
-        layer = Conv2D(5, 3, dilation_rate=2)
-        assert_same_results(layer, keras.layers.Conv2D(5, 3, dilation_rate=2), pictures(1, 8, 8, 4), policy)
-        assert "SpaceToBatchND" in operations_of(layer, pictures(1, 8, 8, 4))
-    finally:
-        conv._native_dilation_works.cache_clear()
+    layer = Conv2D(5, 3, dilation_rate=2)
+    assert_same_results(layer, keras.layers.Conv2D(5, 3, dilation_rate=2), pictures(1, 8, 8, 4), policy)
+    assert "SpaceToBatchND" in operations_of(layer, pictures(1, 8, 8, 4))
 
 
 def test_dilated_convolutions_have_gradients_in_eager_mode():
@@ -137,12 +189,21 @@ def test_dilated_convolutions_have_gradients_in_eager_mode():
         np.testing.assert_allclose(eager, np.asarray(graph()), rtol=1e-4, atol=1e-3)
 
 
-def test_padding_of_a_stride_that_became_dilation():
-    assert dilated_padding(3, leading=0, trailing=1, dilation=1, strided=True) == (0, 1)
-    assert dilated_padding(3, leading=0, trailing=1, dilation=1, strided=False) == (0, 2)
-    assert dilated_padding(3, leading=1, trailing=1, dilation=2, strided=False) == (2, 2)
-    assert dilated_padding(7, leading=3, trailing=3, dilation=4, strided=False) == (12, 12)
-    assert dilated_padding(3, leading=0, trailing=1, dilation=4, strided=False) == (0, 8)
+@pytest.mark.parametrize(
+    ("kernel_size", "ends", "native", "output_stride", "expected"),
+    [
+        (3, (0, 1), 2, 32, (0, 1)),  # strided
+        (3, (0, 1), 16, 16, (0, 2)),  # a stride of 2 that has become 1, at dilation 1, 2 and 4
+        (3, (1, 1), 16, 8, (2, 2)),
+        (7, (3, 3), 32, 8, (12, 12)),
+        (3, (0, 1), 32, 8, (0, 8)),
+    ],
+)
+def test_padding_of_a_stride_that_became_dilation(kernel_size, ends, native, output_stride, expected):
+    layers = LayerBuilder("batch", "relu", output_stride)
+    images = np.ones((1, 16, 16, 1), "float32")
+    padded = np.asarray(layers.pad(images, kernel_size, native, 2, *ends, name="pad"))[0, :, :, 0]
+    np.testing.assert_array_equal(padded, np.pad(images[0, :, :, 0], [expected, expected]))
 
 
 @every_policy

@@ -11,7 +11,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
 from detseg.layers.norm import create_norm
-from detseg.segmentation.losses import CrossEntropy, Dice, WeightedSum
+from detseg.segmentation.losses import SegmentationLoss
 
 
 def trained(strategy):
@@ -19,7 +19,7 @@ def trained(strategy):
     with strategy.scope():
         inputs = keras.Input((None, None, 4))
         model = keras.Model(inputs, keras.layers.Conv2D(3, 1)(create_norm("batch", 4)(inputs)))
-        loss = WeightedSum([CrossEntropy(), Dice(per_image=True)], [1.0, 0.5])
+        loss = SegmentationLoss([{"name": "cross_entropy"}, {"name": "dice", "per_image": True, "weight": 0.5}])
         model.compile(optimizer=keras.optimizers.SGD(0.1), loss=loss, jit_compile=False)
     images = np.random.default_rng(0).normal(2, 3, (4, 5, 5, 4)).astype("float32")
     images[:2] += 5  # the devices' halves differ

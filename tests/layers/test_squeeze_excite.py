@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from detseg.layers.squeeze_excite import squeeze_excite
+from detseg.backbones.mobilenet import squeeze_excite
 
 
 def test_scales_of_two_channels_by_hand():

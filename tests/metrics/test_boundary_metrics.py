@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detseg.metrics.boundary import BoundaryScores, find_boundary
+from detseg.errors import UserError
+from detseg.metrics.semantic import BoundaryScores, find_boundary
 
 
 def scores_of(labels, predictions, class_count=2, tolerance=1.0):
@@ -34,7 +35,7 @@ def test_boundary_scores_of_a_row_by_hand():
 
 
 def test_pixels_of_all_images_are_added_up():
-    scores = BoundaryScores(1, tolerance=0, ignore_label=255)
+    scores = BoundaryScores(10, tolerance=0, ignore_label=255)
     first, second = np.full((3, 3), 9, np.uint8), np.full((3, 3), 9, np.uint8)
     first[1, 1], second[0, 0] = 0, 0
     scores.update(first, first)
@@ -42,7 +43,7 @@ def test_pixels_of_all_images_are_added_up():
     scores.update(first, np.full((3, 3), 9, np.uint8))
     result = scores.result()
     np.testing.assert_allclose([result["precision"][0], result["recall"][0]], [1 / 2, 1 / 3])
-    assert result["boundary_f"] == pytest.approx(0.4)
+    assert result["boundary_f_of_class"][0] == pytest.approx(0.4)
 
 
 def test_classes_without_boundary_are_undefined_and_those_of_one_side_zero():
@@ -99,5 +100,5 @@ def test_perfect_prediction_scores_one_at_tolerance_zero():
 
 
 def test_maps_of_two_sizes_are_refused():
-    with pytest.raises(ValueError, match="expected equal"):
+    with pytest.raises(UserError, match="expected equal"):
         scores_of([[0, 0]], [[0]])

@@ -10,11 +10,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detseg.config import load_config
-from detseg.data.datasets import create_dataset
-from detseg.evaluation import evaluate, evaluate_results_file
+from detseg.data.readers.create import create_dataset
+from detseg.errors import UserError
 from detseg.inference.prediction import Prediction
-from detseg.metrics.coco import COCO_KEYS, CocoScores
+from detseg.metrics.coco import COCO_KEYS, CocoScores, CocoSettings
 from detseg.tasks import create_task
+from detseg.tasks.scoring import score_dataset, score_detections
 
 CLASSES = {0: "cat", 1: "dog", 2: "fish"}
 
@@ -23,7 +24,7 @@ def scores_of(*images, engine="pycocotools"):
     """Of images (true boxes, found boxes, scores) of one class."""
     scores = CocoScores({0: "cat"}, engine=engine)
     for truth, found, confidence in images:
-        scores.update_boxes(truth, [0] * len(truth), found, [0] * len(found), confidence)
+        scores.update(truth, [0] * len(truth), found, [0] * len(found), confidence)
     return scores.result()
 
 
@@ -59,16 +60,15 @@ def masks_of(boxes):
     return rle.encode(masks)
 
 
-def collected(images, iou_type, engine):
-    scores = CocoScores(CLASSES, iou_type, engine)
+def collected(images, iou_type, engine, settings=None):
+    scores = CocoScores(CLASSES, iou_type, engine, settings)
     for image in images:
         more = {"true_crowds": image["crowds"], "true_areas": image["areas"], "image_id": image["image_id"]}
         labels = image["true_labels"], image["labels"]
-        if iou_type == "bbox":
-            scores.update_boxes(image["truth"], labels[0], image["found"], labels[1], image["scores"], **more)
-        else:
-            masks = masks_of(image["truth"]), masks_of(image["found"])
-            scores.update_masks(masks[0], labels[0], masks[1], labels[1], image["scores"], **more)
+        truth, found = image["truth"], image["found"]
+        if iou_type == "segm":
+            truth, found = masks_of(truth), masks_of(found)
+        scores.update(truth, labels[0], found, labels[1], image["scores"], **more)
     return scores.result()
 
 
@@ -155,7 +155,7 @@ def test_nothing_to_find_is_undefined_and_nothing_found_is_zero(engine):
 def test_size_follows_the_given_area():
     for area, key in ((1000, "APs"), (5000, "APm"), (10000, "APl")):
         scores = CocoScores({0: "cat"}, engine="pycocotools")
-        scores.update_boxes([[0, 0, 10, 10]], [0], [[0, 0, 10, 10]], [0], [1], true_areas=[area])
+        scores.update([[0, 0, 10, 10]], [0], [[0, 0, 10, 10]], [0], [1], true_areas=[area])
         figures = scores.result()["coco"]
         assert [name for name in ("APs", "APm", "APl") if figures[name] > 0.99] == [key]
 
@@ -183,13 +183,110 @@ def test_both_engines_give_equal_figures(iou_type):
     np.testing.assert_equal(fast["coco"], plain["coco"])
 
 
+def test_thresholds_of_ones_own_by_hand():
+    truth, found = [[0, 0, 10, 10], [50, 50, 60, 60]], [[0, 0, 10, 7], [20, 20, 30, 30], [50, 50, 60, 60]]
+
+    def figures(**settings):
+        scores = CocoScores({0: "cat"}, "bbox", "pycocotools", CocoSettings(**settings))
+        scores.update(truth, [0, 0], found, [0, 0, 0], [0.9, 0.8, 0.7])
+        return scores.result()
+
+    two_of_three, one_of_three = (51 + 50 * 2 / 3) / 101, 51 * (1 / 3) / 101
+    result = figures(iou_thresholds=[0.6])  # the first is found, with IoU 0.7
+    assert result["coco"]["AP"] == pytest.approx(two_of_three)
+    assert np.isnan([result["coco"]["AP50"], result["coco"]["AP75"], result["per_class"]["cat"]["AP50"]]).all()
+    result = figures(iou_thresholds=(0.5, 0.75))
+    assert [result["coco"][key] for key in ("AP50", "AP75")] == pytest.approx([two_of_three, one_of_three])
+    assert result["coco"]["AP"] == pytest.approx((two_of_three + one_of_three) / 2)
+    result = figures(iou_thresholds=[0.5], max_detections=[2])
+    assert result["coco"]["AR2"] == 0.5
+    assert "AR100" not in result["coco"]
+    assert result["coco"]["AP"] == pytest.approx(51 / 101)
+    result = figures(areas={"tiny": (0, 99), "round": (100, 100)})
+    assert np.isnan(result["coco"]["APtiny"])
+    assert result["coco"]["ARround"] == pytest.approx(figures()["coco"]["ARs"])
+    assert "APs" not in result["coco"]
+
+
+@pytest.mark.parametrize("engine", ["pycocotools", "hotcoco"])
+def test_figures_at_other_thresholds_equal_those_of_cocoeval_where_it_knows_them(engine, tmp_path):
+    """COCOeval computes the figures of three numbers of detections; other thresholds are among its own."""
+    if engine == "hotcoco":
+        pytest.importorskip("hotcoco")
+    images = list(random_images(2))
+    settings = CocoSettings([0.75, 0.95], (2, 3), {"m": (32**2, 96**2), "all": (0, 1e10)})
+    figures = collected(images, "bbox", engine, settings)["coco"]
+    assert list(figures) == ["AP", "AP50", "AP75", "APm", "APall", "AR2", "AR3", "ARm", "ARall"]
+    write_files(images, tmp_path)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(tmp_path / "truth.json")
+        evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "found.json")), "bbox")
+        evaluation.params.maxDets = [1, 2, 3]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    precision, recall = (evaluation.eval[key][[5, 9]] for key in ("precision", "recall"))  # at IoU 0.75 and 0.95
+    assert figures["AP75"] == evaluation.stats[2] == precision[0, :, :2, 0, 2].mean()
+    assert figures["AP"] == figures["APall"] == pytest.approx(precision[:, :, :2, 0, 2].mean())
+    assert figures["APm"] == pytest.approx(precision[:, :, :2, 2, 2].mean())
+    assert figures["AR2"] == pytest.approx(recall[:, :2, 0, 1].mean())
+    assert figures["AR3"] == figures["ARall"] == pytest.approx(recall[:, :2, 0, 2].mean())
+    assert 0 < figures["AP"] < figures["AP75"] < 1
+
+
+@pytest.mark.parametrize("engine", ["pycocotools", "hotcoco"])
+def test_images_with_more_objects_than_are_counted_are_said_and_a_higher_limit_finds_them_all(engine):
+    if engine == "hotcoco":
+        pytest.importorskip("hotcoco")
+    rows, columns = np.indices((15, 15)).reshape(2, -1) * 20
+    boxes = np.stack([columns, rows, columns + 10, rows + 10], axis=1)  # 225 perfect ones
+
+    def result(settings=None, crowds=None, labels=(0,) * 225):
+        scores = CocoScores(CLASSES, engine=engine, settings=settings)
+        scores.update(boxes, labels, boxes, labels, np.linspace(1, 0.5, 225), crowds)
+        scores.update(boxes[:100], [0] * 100, boxes[:100], [0] * 100, np.linspace(1, 0.5, 100))
+        return scores.result()
+
+    limited = result()
+    assert limited["coco"]["AP"] < 0.7
+    assert limited["images_over_max_detections"] == {"images": 1, "max_detections": 100}
+    whole = result(CocoSettings(max_detections=(1, 10, 225)))
+    assert (whole["coco"]["AP"], whole["coco"]["AR225"]) == pytest.approx((1, 1))
+    assert "images_over_max_detections" not in whole
+    assert "images_over_max_detections" not in result(crowds=np.arange(225) >= 100)
+    assert "images_over_max_detections" not in result(labels=np.arange(225) % 3)  # the limit is of a class
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"iou_thresholds": 0.5}, "iou_thresholds: 0.5, expected a list of numbers above 0, up to 1"),
+        ({"iou_thresholds": [50]}, "iou_thresholds: "),
+        ({"iou_thresholds": []}, "iou_thresholds: "),
+        ({"max_detections": 300}, "max_detections: 300, expected a list of rising whole numbers"),
+        ({"max_detections": [10, 1]}, "max_detections: "),
+        ({"max_detections": [0, 10]}, "max_detections: "),
+        ({"areas": {"s": (9, 1)}}, r"areas: 's' is \(9, 1\), expected \(from, to\) in pixels"),
+        ({"areas": {"s": 9}}, "areas: 's' is 9"),
+    ],
+)
+def test_thresholds_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        CocoSettings(**settings)
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(UserError, match="engine: 'coco', expected one of hotcoco, pycocotools"):
+        CocoScores({0: "cat"}, engine="coco")
+
+
 def test_between_equal_scores_the_order_of_image_ids_decides():
     hit, miss = ([[0, 0, 9, 9]], [[0, 0, 9, 9]]), ([], [[0, 0, 9, 9]])
     results = []
     for ids in ((1, 2), (2, 1), ("a", "b"), ("b", "a")):
         scores = CocoScores({0: "cat"}, engine="pycocotools")
         for (truth, found), image_id in zip((hit, miss), ids, strict=True):
-            scores.update_boxes(truth, [0] * len(truth), found, [0], [0.5], image_id=image_id)
+            scores.update(truth, [0] * len(truth), found, [0], [0.5], image_id=image_id)
         results.append(scores.result()["coco"]["AP"])
     assert results == pytest.approx([1, 0.5, 1, 0.5])
 
@@ -218,14 +315,14 @@ def test_every_way_of_evaluation_gives_the_figures_of_cocoeval_where_ids_are_not
     task, dataset = detection_task(tmp_path)
     assert dataset.image_ids == sorted(dataset.image_ids, reverse=True)
 
-    of_file, _ = evaluate_results_file(task, dataset, [(200, 200)] * len(images), tmp_path / "found.json")
+    of_file, _ = score_detections(task, dataset, [(200, 200)] * len(images), tmp_path / "found.json")
     found = iter(images)
 
     def inference(picture):
         image = next(found)
         return Prediction(boxes=image["found"].astype("float32"), labels=image["labels"], scores=image["scores"])
 
-    of_run = evaluate(task, inference, dataset)  # as in training too
+    of_run = score_dataset(task, inference, dataset)  # as in training too
     assert list(of_file["coco"].values()) == list(of_run["coco"].values()) == boxes
     assert list(of_file["coco_masks"].values()) == masks
 

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from detseg.metrics.confusion import DetectionConfusion
-from detseg.metrics.detection import DetectionScores
+from detseg.metrics.detection import DetectionConfusion, DetectionScores
 
 A, B, C = [0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]
 

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detseg.data.masks import label_components
+from detseg.errors import UserError
 from detseg.metrics.em import (
     EMScores,
     count_overlaps,
@@ -16,7 +18,6 @@ from detseg.metrics.em import (
     rand_scores,
     thin_borders,
 )
-from detseg.segmentation.instances import label_components
 
 ISBI = Path(__file__).resolve().parents[2] / "../shared/datasets/isbi"
 
@@ -222,5 +223,5 @@ def test_ignored_pixels_count_nowhere():
 
 
 def test_maps_of_two_sizes_are_refused():
-    with pytest.raises(ValueError, match="expected equal"):
+    with pytest.raises(UserError, match="expected equal"):
         EMScores().update(np.zeros((2, 2), np.uint8), np.zeros((2, 3)))

@@ -10,9 +10,10 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detseg.data.masks import encode_instances, encode_masks
+from detseg.inference.instances import find_class_instances
 from detseg.metrics.coco import COCO_KEYS
 from detseg.metrics.instances import IOU_THRESHOLDS, InstanceScores
-from detseg.segmentation.instances import encode_instances, encode_masks, find_instances
 
 NUCLEI = Path(__file__).resolve().parents[2] / "../shared/datasets/nuclei"
 WIDTH = 20
@@ -208,8 +209,8 @@ def test_ground_truth_as_finds_scores_one_on_nuclei():
     for codes in annotations.values():
         labels = [1] * len(codes)
         scores.update(codes, labels, codes, labels, np.linspace(1, 0.5, len(codes)))
-        foreground = rle.decode(rle.merge(codes)).astype(np.float32)
-        ids, confidence = find_instances(foreground, method="watershed")
+        foreground = rle.decode(rle.merge(codes))
+        ids, _, confidence = find_class_instances(np.eye(2, dtype=np.float32)[foreground], method="watershed")
         parted.update(codes, labels, encode_instances(ids), [1] * len(confidence), confidence)
     result = scores.result()
     assert result["coco"]["AP"] == result["coco"]["AR100"] == result["dsb_ap"] == result["f1_50"] == 1

@@ -3,8 +3,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detseg.errors import UserError
 from detseg.metrics import semantic as metrics
 from detseg.metrics.semantic import confusion_matrix, dice_scores, segmentation_scores
+
+
+def strided(array):
+    """The same values in every second row and third column of a larger array."""
+    spread = np.zeros((2 * array.shape[0], 3 * array.shape[1]), array.dtype)
+    spread[::2, ::3] = array
+    return spread[::2, ::3]
+
+
+DTYPES = st.sampled_from([np.uint8, np.int64, np.int32, np.uint16, np.int8, bool])
+ORDERS = st.sampled_from([np.ascontiguousarray, np.asfortranarray, strided, lambda array: array.T.copy().T])
 
 
 def test_scores_of_a_2x3_image_by_hand():
@@ -76,9 +88,55 @@ def test_counting_in_chunks_changes_nothing(monkeypatch):
 
 def test_values_outside_the_classes_are_refused():
     zeros = np.zeros((2, 2), np.uint8)
-    with pytest.raises(ValueError, match="predicted class 3"):
-        confusion_matrix(zeros, zeros + 3, 3)
-    with pytest.raises(ValueError, match="label 7"):
-        confusion_matrix(zeros + 7, zeros, 3)
-    with pytest.raises(ValueError, match="equal shapes"):
+    wrong = zeros.copy()
+    wrong[1, 0] = 3
+    for dtype in (np.uint8, np.int64):
+        with pytest.raises(UserError, match=r"predictions: 3 at \(1, 0\), expected classes 0..2$"):
+            confusion_matrix(zeros, wrong.astype(dtype), 3)
+        with pytest.raises(UserError, match=r"labels: 3 at \(1, 0\), expected classes 0..2 or ignore label 255"):
+            confusion_matrix(wrong.astype(dtype), zeros, 3)
+    with pytest.raises(UserError, match=r"labels: -1 at \(0, 0\)"):
+        confusion_matrix(zeros.astype(int) - 1, zeros, 3)
+    with pytest.raises(UserError, match="labels: 255"):
+        confusion_matrix(zeros + 255, zeros, 3, ignore_label=None)
+    with pytest.raises(UserError, match="labels: 255"):
+        confusion_matrix(zeros + 255, zeros, 3, ignore_label=-1)
+    with pytest.raises(UserError, match="equal shapes"):
         confusion_matrix(zeros, np.zeros((2, 3), np.uint8), 3)
+
+
+def test_what_is_no_map_of_class_indices_is_refused():
+    zeros = np.zeros((2, 2), np.uint8)
+    with pytest.raises(UserError, match="predictions: an array of float32, expected class indices of an integer type"):
+        confusion_matrix(zeros, zeros.astype(np.float32), 3)
+    with pytest.raises(UserError, match="labels: an array of <U1"):
+        confusion_matrix([["a"]], [[0]], 3)
+    with pytest.raises(UserError, match="labels: expected an array of numbers"):
+        confusion_matrix([[0, 1], [0]], [[0]], 3)
+    for function in (segmentation_scores, dice_scores):
+        with pytest.raises(UserError, match=r"a confusion matrix of shape \(2, 3\), expected \(K, K\)"):
+            function(np.zeros((2, 3), int))
+
+
+@given(DTYPES, DTYPES, ORDERS, ORDERS, st.integers(0, 2**32 - 1))
+def test_dtype_and_memory_order_of_label_maps_change_nothing(label_type, prediction_type, one_order, other_order, seed):
+    rng = np.random.default_rng(seed)
+    class_count = 2 if bool in (label_type, prediction_type) else 5
+    labels, predictions = rng.integers(0, class_count, (2, 7, 9))
+    if label_type is not bool:
+        labels[rng.random(labels.shape) < 0.2] = 100
+    expected = confusion_matrix(labels.astype(np.uint8), predictions.astype(np.uint8), class_count, 100)
+    given_labels, guesses = one_order(labels.astype(label_type)), other_order(predictions.astype(prediction_type))
+    for form in (given_labels, given_labels.tolist()):
+        counts = confusion_matrix(form, guesses, class_count, 100)
+        np.testing.assert_array_equal(counts, expected)
+        assert counts.dtype == np.int64
+
+
+def test_ignore_labels_and_classes_that_no_byte_holds():
+    labels, predictions = np.array([[0, 700, -1], [2, 2, -1]]), np.array([[0, 700, 5], [2, 0, 700]])
+    confusion = confusion_matrix(labels, predictions, 701, ignore_label=-1)
+    assert confusion.sum() == 4
+    assert (confusion[0, 0], confusion[700, 700], confusion[2, 2], confusion[2, 0]) == (1, 1, 1, 1)
+    assert confusion_matrix([[0, 255]], [[0, 255]], 256, ignore_label=None)[255, 255] == 1
+    assert confusion_matrix([[1, 65535]], [[1, 0]], 2, ignore_label=65535).tolist() == [[0, 0], [0, 1]]

@@ -96,6 +96,13 @@ def test_overlap_of_exactly_one_half_is_a_hit():
     assert scores_of(([A], [[0, 0, 10, 4.99]], [1]))["mAP"] == 0
 
 
+def test_the_overlap_of_a_hit_can_be_chosen():
+    for min_overlap, expected in ((0.69, 1), (0.71, 0)):
+        scores = VocScores(("cat",), min_overlap)
+        scores.update([A], [0], [[0, 0, 10, 7]], [0], [1])
+        assert scores.result()["mAP"] == expected
+
+
 def test_detections_of_equal_score_count_in_their_order():
     assert scores_of(([A], [A, B], [0.5, 0.5]))["mAP"] == 1
     assert scores_of(([A], [B, A], [0.5, 0.5]))["mAP"] == 0.5

@@ -12,17 +12,18 @@ from PIL import Image
 from detseg.cli import main
 from detseg.errors import UserError
 from detseg.report.compare import compare, format_markdown, format_text, leaves, merge_orders
-from detseg.report.curves import draw_curves
+from detseg.report.plots import draw_curves
 from detseg.report.runs import distinct_names, read_runs
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = """
 task: segmentation
 data: {{format: voc-segmentation, root: data/mine, train: train, val: val}}
 model: {{name: {model}, backbone: vgg16, weights: null}}
 train: {{epochs: {epochs}, batch_size: 8, optimizer: {{name: adam, learning_rate: {learning_rate}}}}}
 """
-HEADER = "epoch,loss,learning_rate,val_miou,val_pixel_accuracy,images_per_second,seconds"
+HEADER = "epoch,loss,learning_rate,val_miou,val_pixel_accuracy,train_images_per_second,seconds"
+OLD_HEADER = HEADER.replace("train_images", "images")  # of runs of 0.1.0
 HISTORY = [
     "1,2.0,0.01,,,4.0,100",
     "2,1.0,0.02,0.5,0.9,8.0,50",
@@ -37,13 +38,16 @@ COUNTS = {"images": 1234, "images_per_second": 10.0}
 def write_run(tmp_path):
     """Function that writes a run folder, by default of a finished run, and gives its path."""
 
-    def write(name, history=HISTORY, model="fcn8s", epochs=4, learning_rate=0.01, log="", commit="abc", **evaluations):
+    def write(
+        name, history=HISTORY, model="fcn8s", epochs=4, learning_rate=0.01, model_json=None, commit="abc", **evaluations
+    ):
         folder = tmp_path / name
         (folder / "evaluation").mkdir(parents=True)
         config = CONFIG.format(model=model, epochs=epochs, learning_rate=learning_rate)
         (folder / "config.yaml").write_text(config)
         (folder / "environment.json").write_text(json.dumps({"commit": commit, "packages": {"keras": "3.15"}}))
-        (folder / "log.txt").write_text(log)
+        if model_json is not None:
+            (folder / "model.json").write_text(json.dumps(model_json))
         if history:
             (folder / "history.csv").write_text("\n".join([HEADER, *history, ""]))
         for evaluation, result in evaluations.items():
@@ -69,7 +73,7 @@ def rows_of(paths, split=None):
 
 def test_figures_of_three_runs_by_hand(write_run):
     paths = [
-        write_run("a", log="2026-01-01 a: 1 training images, 2 classes, 1500000 parameters\n", test=scores(miou=0.7)),
+        write_run("a", model_json={"parameters": 1500000, "score_name": "miou"}, test=scores(miou=0.7)),
         write_run("b", history=HISTORY[:2], test=scores(miou=0.25, images_per_second=20.0)),
         write_run("c", history=[]),
     ]
@@ -92,6 +96,31 @@ def test_figures_of_three_runs_by_hand(write_run):
             "test, ms an image": ["100.0", "50.0*", "-"],
         },
     }
+
+
+def test_a_run_that_an_older_version_wrote_is_read(write_run):
+    old = write_run("old")
+    history = old / "history.csv"
+    history.write_text(history.read_text().replace(HEADER, OLD_HEADER))
+    (old / "log.txt").write_text("2026-01-01 a: 1 training images, 2 classes, 1500000 parameters\n")
+    tables = rows_of([old, write_run("new", model_json={"parameters": 1500000, "score_name": "miou"})])
+    assert tables["training"]["best validation mIoU"] == ["0.700", "0.700"]
+    assert tables["cost"]["training, images/s"] == ["8.2", "8.2"]
+    assert tables["cost"]["parameters"] == ["-", "1,500,000"]  # a log is no place to read figures from
+
+
+def test_the_best_epoch_is_by_the_score_that_training_names_wherever_its_column_stands(write_run):
+    run = write_run("a", model_json={"parameters": 1, "score_name": "pixel_accuracy"})
+    assert rows_of([run])["training"] == {
+        "epochs": ["4"],
+        "best validation pixel accuracy": ["0.950"],
+        "best epoch": ["4"],
+    }
+
+
+def test_the_time_that_scoring_took_is_no_score(write_run):
+    tables = rows_of([write_run("a", test=scores(seconds=12.5)), write_run("b", test=scores(seconds=20.0))])
+    assert list(tables["test"]) == ["mIoU", "pixel accuracy", "images"]
 
 
 def test_all_results_are_found_val_first_and_split_leaves_the_others_out(write_run):
@@ -258,10 +287,11 @@ def test_equal_curves_are_all_seen(write_run, tmp_path):
 
 
 def test_runs_without_validation_and_of_other_scores_are_drawn_together(write_run, tmp_path):
-    other, plain, undefined = write_run("other"), write_run("plain"), write_run("undefined")
+    other = write_run("other", model_json={"parameters": 10, "score_name": "AP"})
+    plain, undefined = write_run("plain"), write_run("undefined")
     history = other / "history.csv"
     history.write_text(history.read_text().replace("val_miou", "val_AP"))
-    (plain / "history.csv").write_text("epoch,loss,learning_rate,images_per_second,seconds\n1,1.0,0.1,5,60\n")
+    (plain / "history.csv").write_text("epoch,loss,learning_rate,train_images_per_second,seconds\n1,1.0,0.1,5,60\n")
     (undefined / "history.csv").write_text(f"{HEADER}\n1,1.0,0.1,nan,0.5,5,60\n")
     runs = read_runs([write_run("a"), other, plain, undefined])
     draw_curves(runs, tmp_path / "curves.png")
@@ -310,6 +340,9 @@ def test_runs_in_their_first_epoch_have_tables_only(write_run, tmp_path, capsys)
         ("config.yaml", None, "a: not a run folder"),
         ("config.yaml", "task: [", "config.yaml:1"),
         ("environment.json", "{", "environment.json: can't be read"),
+        ("model.json", "[]", "model.json: got [], expected a JSON object"),
+        ("model.json", '{"score_name": "miou"}', "model.json: parameters: got null, expected int"),
+        ("model.json", '{"parameters": 1, "score_name": 2}', "model.json: score_name: got 2, expected str"),
         ("evaluation/test.json", '{"split": "test"', "test.json: can't be read"),
         ("evaluation/test.json", "[1]", "expected a JSON object"),
         ("evaluation/test.json", "{}", "test.json: split: got None"),
@@ -323,7 +356,7 @@ def test_runs_in_their_first_epoch_have_tables_only(write_run, tmp_path, capsys)
     ],
 )
 def test_damage_is_named_by_file_with_exit_code_2(write_run, tmp_path, capsys, file, content, message):
-    folder = write_run("a", test=scores())
+    folder = write_run("a", test=scores(), model_json={"parameters": 1, "score_name": "miou"})
     (folder / file).unlink()
     if content is not None:
         (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())

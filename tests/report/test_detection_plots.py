@@ -4,7 +4,7 @@ from PIL import Image
 
 from detseg.errors import UserError
 from detseg.metrics.voc import VocScores
-from detseg.report.detection_plots import draw_confusion, draw_precision_recall
+from detseg.report.plots import draw_confusion, draw_precision_recall
 
 A, B = [0, 0, 10, 10], [20, 0, 30, 10]
 

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from detseg.report.drawing import class_colours
-from detseg.report.drawing_detections import draw_detections, draw_side_by_side
-from detseg.segmentation.instances import encode_masks
+from detseg.data.masks import encode_masks
+from detseg.report.drawing import class_colours, draw_detections, draw_side_by_side
 
 CLASSES = ("cat", "a class with quite a long name")
 

@@ -8,15 +8,14 @@ import pytest
 from pycocotools import mask as rle
 
 from detseg.config import load_config
+from detseg.data.dataset import Dataset
 from detseg.data.objects import Objects
 from detseg.data.sample import Sample
 from detseg.errors import UserError
-from detseg.evaluation import evaluate
 from detseg.inference.prediction import Prediction
-from detseg.report.drawing import draw_label_map
-from detseg.report.drawing_detections import draw_detections
-from detseg.report.truth_drawings import TruthDrawings
+from detseg.report.drawing import TruthDrawings, draw_detections, draw_label_map
 from detseg.tasks import create_task
+from detseg.tasks.scoring import score_dataset
 
 CLASSES = ("cat", "dog")
 CONFIG = """
@@ -30,7 +29,7 @@ BOXES = np.array([[20, 30, 120, 130], [200, 100, 350, 250]], np.float32)
 LABELS = np.array([0, 1])
 
 
-class Pictures(list):
+class Pictures(list, Dataset):
     """Samples as a data set."""
 
     split = "val"
@@ -81,8 +80,7 @@ def test_an_image_without_objects_is_drawn_as_it_is(masks, detection_task):
 def test_the_first_images_are_drawn_into_the_folder_whatever_their_names(detection_task, tmp_path):
     drawings = TruthDrawings(detection_task, tmp_path / "out" / "val_drawings", 2)
     pictures = Pictures([with_objects("../up/a"), with_objects("b"), with_objects("c")])
-    pictures.true_instances = lambda i: (None, LABELS, np.zeros(2, bool))
-    result = evaluate(detection_task, lambda image: found(), pictures, drawings=drawings)
+    result = score_dataset(detection_task, lambda image: found(), pictures, drawings=drawings)
     assert result["images"] == 3
     assert sorted(path.name for path in drawings.folder.rglob("*")) == [".._up_a.png", "b.png"]
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "out"}

@@ -7,12 +7,20 @@ import pytest
 from detseg.backbones.create import create_backbone
 from detseg.layers.resize import resize_bilinear
 from detseg.segmentation.deeplabv3 import create_deeplabv3, resize_offset
-from detseg.segmentation.losses import CrossEntropy
+from detseg.segmentation.losses import SegmentationLoss
+from detseg.segmentation.options import DeepLabV3Options, DeepLabV3PlusOptions
+
+CROSS_ENTROPY = SegmentationLoss([{"name": "cross_entropy"}])
 
 
-def small(output_stride=16, **arguments):
+def small(output_stride=16, decoder=None, **options):
+    """decoder: None, or (decoder_channels, low_level_channels) of a DeepLabv3+."""
     backbone = create_backbone("mobilenetv2", output_stride=output_stride, alpha=0.1)
-    return create_deeplabv3(backbone, 3, aspp_channels=8, **arguments)
+    options |= {"backbone": "mobilenetv2", "aspp_channels": 8}
+    if decoder is None:
+        return create_deeplabv3(DeepLabV3Options(name="deeplabv3", **options), backbone, 3)
+    options |= dict(zip(("decoder_channels", "low_level_channels"), decoder, strict=True))
+    return create_deeplabv3(DeepLabV3PlusOptions(name="deeplabv3plus", **options), backbone, 3)
 
 
 def randomise(model):
@@ -86,7 +94,7 @@ def test_weights_saved_at_one_output_stride_load_at_another(tmp_path):
 def test_a_batch_of_one_image_trains_with_image_pooling():
     """Batch norm after the mean over the image sees a single value. (From a config it is refused.)"""
     model = small()
-    model.compile(optimizer=keras.optimizers.SGD(0.1), loss=CrossEntropy(), jit_compile=False)
+    model.compile(optimizer=keras.optimizers.SGD(0.1), loss=CROSS_ENTROPY, jit_compile=False)
     for _ in range(2):
         assert np.isfinite(model.train_on_batch(pictures(1, 64, 64, 3), pictures(1, 64, 64) % 3))
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
@@ -94,7 +102,7 @@ def test_a_batch_of_one_image_trains_with_image_pooling():
 
 def test_resnet50_with_aspp_has_the_parameters_worked_out_by_hand():
     backbone = create_backbone("resnet50", output_stride=16, variant="b")
-    model = create_deeplabv3(backbone, 21)
+    model = create_deeplabv3(DeepLabV3Options(name="deeplabv3", backbone="resnet50"), backbone, 21)
     norm = 4 * 256
     aspp = 2 * (2048 * 256 + norm) + 3 * (9 * 2048 * 256 + norm)
     join = 5 * 256 * 256 + norm
@@ -104,10 +112,10 @@ def test_resnet50_with_aspp_has_the_parameters_worked_out_by_hand():
 
 def test_the_auxiliary_loss_is_added_by_its_weight_and_left_out_of_prediction(tmp_path):
     model = small(auxiliary_weight=0.4)
-    model.compile(optimizer=keras.optimizers.SGD(0.0), loss=CrossEntropy(), jit_compile=False)
+    model.compile(optimizer=keras.optimizers.SGD(0.0), loss=CROSS_ENTROPY, jit_compile=False)
     images, labels = pictures(2, 64, 64, 3), pictures(2, 64, 64) % 3
     outputs = model(images)
-    losses = {name: float(CrossEntropy()(labels, logits)) for name, logits in outputs.items()}
+    losses = {name: float(CROSS_ENTROPY(labels, logits)) for name, logits in outputs.items()}
     total = model.test_on_batch(images, labels)
     assert total == pytest.approx(losses["logits"] + 0.4 * losses["auxiliary_logits"], rel=1e-5)
     np.testing.assert_array_equal(model.without_auxiliary()(images), outputs["logits"])

@@ -4,11 +4,17 @@ import pytest
 
 from detseg.backbones.create import create_backbone
 from detseg.segmentation.fcn import SCORED_STRIDES, create_fcn, load_dense_weights
+from detseg.segmentation.options import FCNOptions
+
+
+def fcn(name, backbone, class_count, **options):
+    return create_fcn(FCNOptions(name=name, backbone=backbone.name, **options), backbone, class_count)
 
 
 class PoolingBackbone:
     """A backbone whose level at stride s is the mean of each s x s block: what a perfectly aligned one would give."""
 
+    name = "mobilenet"  # it stands in for one
     preprocessing = "tf"
     keys = (8, 16, 32)
     strides = {8: 8, 16: 16, 32: 32}  # noqa: RUF012 - as in Backbone
@@ -32,7 +38,7 @@ def ramp_image(height, width):
 @pytest.mark.parametrize("name", SCORED_STRIDES)
 def test_a_ramp_stays_where_it_was_at_every_image_size(name, size):
     backbone = PoolingBackbone()
-    model = create_fcn(name, backbone, 2, dropout=0.0)
+    model = fcn(name, backbone, 2, dropout=0.0)
     kernel = np.zeros((1, 1, 3, 2), "float32")
     kernel[0, 0, 0, 0] = kernel[0, 0, 1, 1] = 1  # class 0 scores red, class 1 green
     for stride in SCORED_STRIDES[name]:
@@ -47,7 +53,7 @@ def test_a_ramp_stays_where_it_was_at_every_image_size(name, size):
 
 
 def test_an_impulse_on_the_finest_skip_stays_in_its_block():
-    model = create_fcn("fcn8s", PoolingBackbone(), 1, dropout=0.0)
+    model = fcn("fcn8s", PoolingBackbone(), 1, dropout=0.0)
     model.get_layer("score8").set_weights([np.ones((1, 1, 3, 1), "float32"), np.zeros(1, "float32")])
     image = np.zeros((1, 99, 99, 3), np.uint8)
     image[0, 40:48, 64:72] = 255
@@ -60,7 +66,7 @@ def test_an_impulse_on_the_finest_skip_stays_in_its_block():
 @pytest.mark.parametrize("name", SCORED_STRIDES)
 @pytest.mark.parametrize("backbone", ["mobilenet", "mobilenetv2"])
 def test_logits_start_at_zero_at_input_size(name, backbone, upsampling):
-    model = create_fcn(name, create_backbone(backbone, alpha=0.25), 4, upsampling)
+    model = fcn(name, create_backbone(backbone, alpha=0.25), 4, upsampling=upsampling)
     logits = np.array(model(np.full((2, 65, 47, 3), 99, np.uint8)))
     assert logits.shape == (2, 65, 47, 4)
     assert logits.dtype == np.float32
@@ -70,7 +76,7 @@ def test_logits_start_at_zero_at_input_size(name, backbone, upsampling):
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_dilated_backbones_need_less_upsampling(output_stride):
-    model = create_fcn("fcn8s", create_backbone("mobilenetv2", output_stride, alpha=0.35), 3)
+    model = fcn("fcn8s", create_backbone("mobilenetv2", output_stride, alpha=0.35), 3)
     names = [layer.name for layer in model.layers]
     assert ("upsample_to16" in names) == (output_stride == 32)
     assert ("upsample_to8" in names) == (output_stride > 8)
@@ -79,7 +85,7 @@ def test_dilated_backbones_need_less_upsampling(output_stride):
 
 
 def test_skips_of_vgg_leave_after_its_pools():
-    model = create_fcn("fcn8s", create_backbone("vgg16"), 2, head_channels=8)
+    model = fcn("fcn8s", create_backbone("vgg16"), 2, head_channels=8)
     assert model.get_layer("score16").input.shape[-1] == 512
     assert model.get_layer("score8").input.shape[-1] == 256
 
@@ -89,7 +95,7 @@ def test_mixed_precision_gives_finite_float32_logits(precision):
     old = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
-        model = create_fcn("fcn8s", create_backbone("mobilenet", alpha=0.25), 3, "learned")
+        model = fcn("fcn8s", create_backbone("mobilenet", alpha=0.25), 3, upsampling="learned")
     finally:
         keras.config.set_dtype_policy(old)
     for stride in (32, 16, 8):
@@ -117,7 +123,7 @@ def test_dense_weights_as_convolutions_score_a_7x7_map_as_the_dense_layers_do():
 
 
 def test_saved_and_reloaded_model_gives_the_same_logits_to_the_bit(tmp_path):
-    model = create_fcn("fcn8s", create_backbone("mobilenetv2", alpha=0.35), 3, "learned")
+    model = fcn("fcn8s", create_backbone("mobilenetv2", alpha=0.35), 3, upsampling="learned")
     for stride in (32, 16, 8):
         layer = model.get_layer(f"score{stride}")
         layer.set_weights([np.random.default_rng(stride).normal(size=w.shape) for w in layer.weights])

@@ -13,9 +13,16 @@ import tensorflow as tf
 from loss_reference import CASES, CLASS_WEIGHTS, LABELS, LOGITS, reference
 
 from detseg.errors import UserError
-from detseg.segmentation.losses import LOSSES, CrossEntropy, WeightedSum
-from detseg.segmentation.pixel_losses import cross_entropy, focal, ohem
-from detseg.segmentation.region_losses import dice, lovasz_softmax, tversky
+from detseg.segmentation.losses import (
+    FUNCTIONS,
+    SegmentationLoss,
+    cross_entropy,
+    dice,
+    focal,
+    lovasz_softmax,
+    ohem,
+    tversky,
+)
 from detseg.tasks import SegmentationTask
 
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
@@ -24,7 +31,7 @@ WEIGHTED_OR_NOT = pytest.mark.parametrize("class_weights", [None, CLASS_WEIGHTS]
 
 def loss_of(case, class_weights=None, ignore_label=255):
     name, options = CASES[case]
-    return LOSSES[name](ignore_label=ignore_label, class_weights=class_weights, **options)
+    return SegmentationLoss([{"name": name, "class_weights": class_weights, **options}], ignore_label)
 
 
 def differentiate(loss, labels, logits):
@@ -130,13 +137,13 @@ def test_a_graph_for_any_batch_and_image_size_gives_the_eager_loss(case):
 LOSSES_ON_JAX = """
 import sys
 import jax, keras, numpy as np
-from detseg.segmentation.losses import LOSSES
+from detseg.segmentation.losses import SegmentationLoss
 from loss_reference import CASES, CLASS_WEIGHTS, LABELS, LOGITS
 
 assert keras.backend.backend() == "jax"
 results = {}
 for case, (name, options) in CASES.items():
-    loss = LOSSES[name](class_weights=CLASS_WEIGHTS, **options)
+    loss = SegmentationLoss([{"name": name, "class_weights": CLASS_WEIGHTS, **options}])
     step = jax.jit(jax.value_and_grad(lambda logits, labels: loss(labels, logits)))
     results[f"{case} value"], results[f"{case} gradient"] = step(LOGITS, LABELS)
     value, gradient = step(LOGITS, np.full_like(LABELS, 255))
@@ -161,38 +168,52 @@ def test_losses_compiled_by_jax_equal_those_of_tensorflow(tmp_path):
 # In a config
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_config_without_options_makes_the_loss_with_its_defaults(name, quick_config):
     task = SegmentationTask(quick_config(f"loss=[{{name: {name}, weight: 2}}]", "data.ignore_label=7"), "abcd")
-    loss = task.create_loss()
-    assert loss.weights == [2.0]
-    assert loss.losses[0].get_config() == LOSSES[name](ignore_label=7).get_config()
+    assert task.create_loss().get_config() == SegmentationLoss([{"name": name, "weight": 2}], 7).get_config()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_class_weights_that_do_not_fit_the_classes_are_refused(name, quick_config):
     config = quick_config(f"loss=[{{name: cross_entropy}}, {{name: {name}, class_weights: [1, 2]}}]")
     with pytest.raises(UserError, match=r"loss\.1\.class_weights: 2 weights, but the data has 3 classes: a, b, c"):
         SegmentationTask(config, "abc").create_loss()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_median_frequency_is_for_every_loss(name, quick_config):
     task = SegmentationTask(quick_config(f"loss=[{{name: {name}, class_weights: median_frequency}}]"), "ab")
-    assert task.create_loss({"a": 0.5, "b": 3.0}).losses[0].get_config()["class_weights"] == (0.5, 3.0)
+    assert task.create_loss({"a": 0.5, "b": 3.0}).losses[0].class_weights == (0.5, 3.0)
+    with pytest.raises(UserError, match=r"loss\.0\.class_weights: median_frequency is counted on a training split"):
+        SegmentationLoss([{"name": name, "class_weights": "median_frequency"}])
 
 
 def test_weighted_sum_adds_its_losses_times_their_weights_also_when_restored():
     losses = [loss_of(case, CLASS_WEIGHTS) for case in CASES]
     weights = np.linspace(0.5, 2, len(losses)).tolist()
     expected = sum(weight * float(loss(LABELS, LOGITS)) for loss, weight in zip(losses, weights, strict=True))
-    loss = WeightedSum(losses, weights)
+    weighted = [
+        loss.losses[0].model_copy(update={"weight": weight}) for loss, weight in zip(losses, weights, strict=True)
+    ]
+    loss = SegmentationLoss(weighted)
     assert float(loss(LABELS, LOGITS)) == pytest.approx(expected, rel=1e-6)
     restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
     assert float(restored(LABELS, LOGITS)) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+def test_a_compiled_model_comes_back_from_its_file_with_its_loss(tmp_path):
+    model = keras.Sequential([keras.Input((4, 5, 4)), keras.layers.Conv2D(4, 1)])
+    losses = [{"name": name, "class_weights": CLASS_WEIGHTS, **options} for name, options in CASES.values()]
+    model.compile(optimizer="sgd", loss=SegmentationLoss([*losses, {"name": "ohem", "weight": 2.0}]))
+    expected = model.evaluate(LOGITS, LABELS, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.loss.get_config() == model.loss.get_config()
+    assert loaded.evaluate(LOGITS, LABELS, verbose=0) == expected
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_training_step_in_mixed_float16_is_not_lost_to_its_loss_scale(name):
     keras.config.set_dtype_policy("mixed_float16")
     model = keras.Sequential(
@@ -203,7 +224,7 @@ def test_a_training_step_in_mixed_float16_is_not_lost_to_its_loss_scale(name):
             keras.layers.Activation("linear", dtype="float32"),
         ]
     )
-    model.compile(optimizer=keras.optimizers.SGD(0.1), loss=WeightedSum([LOSSES[name]()], [1.0]))
+    model.compile(optimizer=keras.optimizers.SGD(0.1), loss=SegmentationLoss([{"name": name}]))
     before = model.get_weights()
     loss = model.train_on_batch(np.random.default_rng(4).normal(size=(3, 4, 5, 3)).astype("float32"), LABELS)
     assert np.isfinite(loss)
@@ -223,10 +244,10 @@ def test_cross_entropy_of_two_pixels_by_hand():
 def test_pixel_weights_add_to_the_class_weights_by_hand():
     labels, logits = np.array([[[0, 1, 255]]]), np.zeros((1, 1, 3, 2), "float32")  # each pixel costs log 2
     targets = np.stack([labels, [[[0.0, 4.0, 9.0]]]], axis=-1).astype("float32")
-    assert float(CrossEntropy()(targets, logits)) == pytest.approx((1 + 1 + 4) / 2 * np.log(2))
-    weighted = float(CrossEntropy(class_weights=(1, 3))(targets, logits))
+    assert float(loss_of("cross_entropy")(targets, logits)) == pytest.approx((1 + 1 + 4) / 2 * np.log(2))
+    weighted = float(loss_of("cross_entropy", (1, 3))(targets, logits))
     assert weighted == pytest.approx((1 + 3 + 4) / 4 * np.log(2))
-    _, gradient = differentiate(CrossEntropy(), targets, logits)
+    _, gradient = differentiate(loss_of("cross_entropy"), targets, logits)
     assert not np.array(gradient)[0, 0, 2].any()
 
 
@@ -239,7 +260,7 @@ def test_pixel_weights_of_zero_change_no_loss(case):
 
 def test_an_all_ignored_batch_leaves_the_weights_as_they_are():
     model = keras.Sequential([keras.Input((4, 5, 4)), keras.layers.Conv2D(3, 1)])
-    model.compile(optimizer=keras.optimizers.SGD(1.0), loss=CrossEntropy(class_weights=(1, 2, 3)))
+    model.compile(optimizer=keras.optimizers.SGD(1.0), loss=loss_of("cross_entropy", (1, 2, 3)))
     before = model.get_weights()
     assert model.train_on_batch(LOGITS, np.full_like(LABELS, 255)) == 0
     for old, new in zip(before, model.get_weights(), strict=True):

@@ -6,7 +6,16 @@ import pytest
 
 from detseg.backbones.create import create_backbone
 from detseg.layers.padding import CentreCropLike, MirrorPad
+from detseg.segmentation.options import UNetOptions
 from detseg.segmentation.unet import create_encoder_unet, create_unet, unpadded_margin
+
+
+def unet(class_count, channels=3, **options):
+    return create_unet(UNetOptions(name="unet", **options), class_count, channels)
+
+
+def encoder_unet(backbone, class_count, **options):
+    return create_encoder_unet(UNetOptions(name="unet", backbone=backbone.name, **options), backbone, class_count)
 
 
 def pictures(*shape, seed=0):
@@ -14,7 +23,7 @@ def pictures(*shape, seed=0):
 
 
 def test_paper_form_has_31_million_parameters_and_maps_572_to_388_pixels():
-    model = create_unet(2, channels=1, padding="valid", norm="none")
+    model = unet(2, channels=1, padding="valid", norm="none")
     widths = (64, 128, 256, 512, 1024)
     levels = sum(9 * (a * b + b * b) + 2 * b for a, b in zip((1, *widths), widths, strict=False))
     up_levels = sum(9 * (2 * b * b + b * b) + 2 * b for b in widths[:-1])
@@ -28,7 +37,7 @@ def test_paper_form_has_31_million_parameters_and_maps_572_to_388_pixels():
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize(("depth", "channels"), [(1, 1), (2, 3), (3, 5)])
 def test_logits_have_the_images_size(padding, depth, channels):
-    model = create_unet(3, channels, width=2, depth=depth, padding=padding, norm="none")
+    model = unet(3, channels, width=2, depth=depth, padding=padding, norm="none")
     for size in ((1, 1), (2, 37), (40, 23)):
         logits = model(pictures(2, *size, channels))
         assert logits.shape == (2, *size, 3)
@@ -37,7 +46,7 @@ def test_logits_have_the_images_size(padding, depth, channels):
 
 def test_unpadded_net_sees_the_image_mirrored_at_its_border():
     """A mirrored image of the right size, put through the net behind the mirror, gives the same scores."""
-    model = create_unet(2, 1, width=4, depth=2, padding="valid")
+    model = unet(2, 1, width=4, depth=2, padding="valid")
     image = pictures(1, 28, 20, 1)  # both 4 modulo 4, so that nothing but the margin is added
     margin = unpadded_margin(2)
     mirrored = np.pad(image, [(0, 0), (margin, margin), (margin, margin), (0, 0)], mode="reflect")
@@ -67,13 +76,13 @@ def test_centre_crop_takes_the_same_margin_on_all_sides():
 )
 def test_one_backbone_of_each_family_is_an_encoder(name, output_stride):
     backbone = create_backbone(name, output_stride=output_stride, alpha=0.1)
-    model = create_encoder_unet(backbone, 3, decoder_channels=(8, 8, 4, 4, 4))
+    model = encoder_unet(backbone, 3, decoder_channels=(8, 8, 4, 4, 4))
     assert model(pictures(1, 33, 50, 3)).shape == (1, 33, 50, 3)
 
 
 def test_decoder_takes_the_skip_of_every_stride():
     backbone = create_backbone("vgg16", alpha=0.1)
-    model = create_encoder_unet(backbone, 3)
+    model = encoder_unet(backbone, 3)
     joined = {layer.name: [x.shape[-1] for x in layer.input] for layer in model.layers if "concat" in layer.name}
     channels = {stride: backbone.channels[stride] for stride in (16, 8, 4, 2, 1)}
     decoder = dict(zip(channels, (256, 128, 64, 32, 16), strict=True))
@@ -85,14 +94,14 @@ def test_logits_are_float32_under_mixed_precision():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         for padding in ("same", "valid"):
-            model = create_unet(2, 1, width=2, depth=1, padding=padding)
+            model = unet(2, 1, width=2, depth=1, padding=padding)
             assert keras.backend.standardize_dtype(model(pictures(1, 9, 9, 1)).dtype) == "float32"
     finally:
         keras.config.set_dtype_policy(previous)
 
 
 def test_saved_model_gives_the_same_logits(tmp_path):
-    model = create_unet(2, 1, width=2, depth=2, padding="valid")
+    model = unet(2, 1, width=2, depth=2, padding="valid")
     model.save(tmp_path / "unet.keras")
     image = pictures(1, 21, 30, 1)
     np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "unet.keras")(image), model(image))

@@ -7,7 +7,6 @@ from scipy import ndimage
 
 from detseg.segmentation.weight_maps import (
     border_weights,
-    class_balance_weights,
     instances_of_components,
     separate_touching,
 )
@@ -91,18 +90,6 @@ def test_fewer_than_two_objects_have_no_border(filled):
     ids = np.zeros((12, 15), np.int32)
     ids[filled] = 7
     np.testing.assert_array_equal(border_weights(ids), np.zeros((12, 15)))
-
-
-def test_class_balance_weights_by_hand():
-    np.testing.assert_allclose(class_balance_weights([25, 75]), [2, 2 / 3])
-    np.testing.assert_allclose(class_balance_weights([10, 0, 30]), [2, 0, 2 / 3])
-
-
-@given(st.lists(st.integers(1, 10**12), min_size=1, max_size=20))
-def test_class_balance_weights_give_classes_equal_shares_and_a_mean_of_one(class_pixels):
-    totals = class_balance_weights(class_pixels) * np.array(class_pixels, float)
-    np.testing.assert_allclose(totals, totals[0], rtol=1e-6)
-    assert totals.sum() == pytest.approx(sum(class_pixels), rel=1e-6)
 
 
 def test_instances_of_components_by_hand():

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
+from detseg.data.dataset import Dataset
 from detseg.data.sample import Sample
 from detseg.errors import UserError
-from detseg.evaluation import evaluate
-from detseg.inference.prediction import PLAIN, Prediction
+from detseg.inference.prediction import Prediction
+from detseg.inference.segmentation import PLAIN
 from detseg.segmentation.weight_maps import border_weights
 from detseg.tasks import create_task
+from detseg.tasks.scoring import score_dataset
 
 CLASSES = ("background", "cell")
 SCAN = SimpleNamespace(class_pixels=np.array([100, 50]))
@@ -35,12 +37,12 @@ def target(quick_config, item, *overrides, classes=CLASSES):
     config = quick_config(
         "augmentation=[]", "loss=[{name: cross_entropy, border_weights: {w0: 8, sigma: 3}}]", *overrides
     )
-    return create_task(config, classes).create_preparation(SCAN)(item, np.random.default_rng(0))[1]
+    return create_task(config, classes).create_batches(SCAN).prepare(item, np.random.default_rng(0))[1]
 
 
 def test_targets_are_label_maps_where_no_loss_has_border_weights(quick_config):
     label_map, ids = two_cells()
-    prepare = create_task(quick_config("augmentation=[]"), CLASSES).create_preparation(SCAN)
+    prepare = create_task(quick_config("augmentation=[]"), CLASSES).create_batches(SCAN).prepare
     np.testing.assert_array_equal(prepare(sample(label_map, ids), None)[1], label_map)
 
 
@@ -72,7 +74,7 @@ def test_gap_parts_objects_that_touch(quick_config):
 def test_two_losses_with_border_weights_are_refused(quick_config):
     item = "{name: cross_entropy, border_weights: {}}"
     with pytest.raises(UserError, match="border_weights are in two losses"):
-        create_task(quick_config(f"loss=[{item}, {item}]"), CLASSES).create_preparation(SCAN)
+        create_task(quick_config(f"loss=[{item}, {item}]"), CLASSES).create_batches(SCAN)
 
 
 def test_training_data_of_a_single_class_are_refused(quick_config):
@@ -101,7 +103,7 @@ def predict(label_map):
     return Prediction(label_map, probabilities)
 
 
-def scores(quick_config, evaluation, items, classes=CLASSES, true_instances=None):
+def scores(quick_config, evaluation, items, classes=CLASSES, true_instances=lambda: None):
     task = create_task(quick_config(f"evaluation={evaluation}"), classes)
     collected = task.create_scores(extra=True)
     for item, prediction in items:
@@ -132,7 +134,7 @@ def test_true_instances_of_the_data_set_decide_where_cells_touch(quick_config):
     assert scores(quick_config, "{instances: {}}", items, true_instances=lambda: truth)[0]["instances"]["f1_50"] == 0
 
 
-class Pictures(list):
+class Pictures(list, Dataset):
     """Samples as a data set."""
 
     split = "val"
@@ -145,7 +147,8 @@ def test_between_instances_of_equal_score_the_order_of_the_datas_image_ids_decid
     for ids in ([1, 2], [2, 1]):
         pictures = Pictures([sample(label_map), sample(np.zeros_like(label_map))])  # all hits, then all misses
         pictures.image_ids = ids
-        result = evaluate(task, lambda image: predict(label_map), pictures, scores=task.create_scores(extra=True))
+        scores = task.create_scores(extra=True)
+        result = score_dataset(task, lambda image: predict(label_map), pictures, scores=scores)
         figures.append(result["instances"]["coco"]["AP"])
     assert figures == pytest.approx([1, 0.5])
 

@@ -11,7 +11,7 @@ import pytest
 import detseg
 from detseg.cli import main
 from detseg.config import load_config
-from detseg.data.datasets import create_dataset
+from detseg.data.readers.create import create_dataset
 from detseg.data.readers.voc import VOCDetection
 from detseg.data.scan import scan_split
 from detseg.errors import UserError
@@ -169,8 +169,9 @@ def test_predictions_are_drawn_and_written_and_their_voc_annotations_read_back_a
     before = (output / f"{images[0].stem}.xml").read_bytes()
     (output / f"{images[0].stem}.xml").write_text("<annotation/>")
     assert main([*arguments, str(images[0])]) == 2
-    assert "this annotation is not predict's" in capsys.readouterr().err
+    assert "is there already, and not written by predict or changed since" in capsys.readouterr().err
     (output / f"{images[0].stem}.xml").write_bytes(before)
+    assert main([*arguments, "--overwrite", "--max-detections", "7", *map(str, images)]) == 0
     annotations = VOCDetection(tmp_path, {"val": "val"}, "val", None, 3)
     entries = json.loads((output / "predictions.json").read_text())
     assert {entry["category_id"] for entry in entries} <= {1, 2, 3, 4, 5}
@@ -193,7 +194,7 @@ def test_what_is_for_the_other_task_is_refused_by_name(run, shapes_root, tmp_pat
     image = min((shapes_root / "JPEGImages").glob("*val*"))
     for flag in (["--tta"], ["--tile", "auto"], ["--save-probabilities"]):
         assert main(["predict", "--run", str(run.path), "--output", str(tmp_path / "out"), *flag, str(image)]) == 2
-        assert f"{flag[0]}: for task: segmentation; this run's task is detection" in capsys.readouterr().err
+        assert f"{flag[0]}: not for task: detection" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(["evaluate", "--run", str(run.path), "--tta"]) == 2
 
@@ -227,7 +228,7 @@ def test_a_run_is_compared_and_its_voc_results_score_alike(run, shapes_root, con
 def checked(config_file, *overrides):
     config = load_config(config_file, overrides)
     dataset = create_dataset(config.data, "train", config.task)
-    task, scan = create_task(config, dataset.classes), scan_split(dataset)
+    task, scan = create_task(config, dataset.classes), scan_split(dataset, config.task)
     task.check_training_data(scan, dataset)
     task.describe_training(task.create_model()[0], scan, dataset)
     return task, scan
@@ -259,8 +260,10 @@ def test_anchors_that_fit_no_object_are_told_with_the_recall_they_reach(config_f
 def test_every_augmented_image_fits_a_shape_of_the_batches(augmentation, shapes, config_file):
     task, scan = checked(config_file, f"augmentation={augmentation}")
     dataset = create_dataset(task.config.data, "train", "detection")
-    prepare, collate = task.create_preparation(scan), task.create_collation(scan)
-    batches = [collate([prepare(dataset[i], np.random.default_rng(n)) for i in (0, 1)]) for n in range(12)]
+    batches = task.create_batches(scan)
+    batches = [
+        batches.collate([batches.prepare(dataset[i], np.random.default_rng(n)) for i in (0, 1)]) for n in range(12)
+    ]
     assert {images.shape[1:3] for images, _ in batches} <= shapes
 
 

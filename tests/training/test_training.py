@@ -1,22 +1,24 @@
 import csv
 import json
 import logging
+import os
 import shutil
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
-from detseg.data.datasets import create_dataset
+from detseg.data.readers.create import create_dataset
 from detseg.data.sampling import image_repeat_factors
 from detseg.data.scan import scan_split
 from detseg.errors import UserError
 from detseg.training import fit
-from detseg.training.callbacks import averaged_weights
 from detseg.training.fit import train
 from detseg.training.run_folder import RunFolder
+from detseg.training.weights import averaged_weights, load_best_weights
 
-TIME_COLUMNS = ("seconds", "images_per_second")
+TIME_COLUMNS = ("seconds", "train_images_per_second")
 
 
 def history_of(run):
@@ -118,6 +120,15 @@ def test_a_row_of_history_without_its_state_is_not_doubled_by_resuming(quick_con
     assert RunFolder(run).read_config().train.epochs == 2
 
 
+def test_a_run_of_a_version_that_named_a_column_otherwise_goes_on(quick_config, tmp_path):
+    constant = "train.schedule={name: constant}"
+    folder = train(quick_config("train.epochs=1", constant, "data.val=null"), tmp_path / "run")
+    folder.history.write_text(folder.history.read_text().replace("train_images_per_second", "images_per_second"))
+    train(quick_config("train.epochs=2", constant, "data.val=null"), tmp_path / "run", resume=True)
+    assert all(float(row["train_images_per_second"]) > 0 for row in folder.read_history())
+    assert len(folder.read_history()) == 2
+
+
 def test_a_damaged_state_is_told(quick_config, tmp_path):
     folder = train(quick_config("train.epochs=1"), tmp_path / "run")
     folder.state.write_bytes(folder.state.read_bytes()[:1000])
@@ -153,13 +164,83 @@ def test_a_run_folder_with_files_is_never_overwritten(quick_config, tmp_path):
     assert [path.name for path in run.iterdir()] == ["thesis.txt"]
 
 
-def test_resume_without_a_run_or_a_state_says_so(quick_config, tmp_path):
+def test_resume_without_a_run_says_so(quick_config, tmp_path):
     with pytest.raises(UserError, match=r"config\.yaml"):
         train(quick_config(), tmp_path / "nothing", resume=True)
-    classes = ["background", "disk", "square", "triangle", "star", "ring"]
-    RunFolder(tmp_path / "begun").create(quick_config(), classes)
-    with pytest.raises(UserError, match="stopped before its first epoch"):
-        train(quick_config(), tmp_path / "begun", resume=True)
+
+
+class Killed(BaseException):
+    """The end of a process, at a moment that a test chooses."""
+
+
+def killed_before(monkeypatch, name, count=1):
+    """From now on the `count`-th file of this name is not renamed into place: the process ends instead."""
+    seen, replace = [], os.replace
+
+    def end(source, target):
+        seen.extend([target] if Path(target).name == name else [])
+        if len(seen) == count and Path(target).name == name:
+            raise Killed
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", end)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "classes.json",
+        pytest.param("model.json", marks=pytest.mark.slow),
+        pytest.param("history.csv", marks=pytest.mark.slow),
+        pytest.param("best.weights.h5", marks=pytest.mark.slow),
+        "last_epoch.npz",
+    ],
+)
+def test_a_run_killed_before_its_first_state_is_resumed_from_the_beginning(
+    name, quick_config, trained_run, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        killed_before(patch, name)
+        with pytest.raises(Killed):
+            train(quick_config(), tmp_path / "run")
+    train(quick_config(), tmp_path / "run", resume=True)
+    assert history_of(tmp_path / "run") == history_of(trained_run)
+
+
+def test_a_run_killed_before_its_folder_has_a_config_is_started_anew(quick_config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        killed_before(patch, "config.yaml")
+        with pytest.raises(Killed):
+            train(quick_config("train.epochs=1"), tmp_path / "run")
+    (tmp_path / "run" / ".123-config.yaml").write_text("what a killed process leaves")
+    train(quick_config("train.epochs=1"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["best.weights.h5", "last_epoch.npz"])
+def test_without_validation_a_run_killed_at_its_end_can_be_resumed_to_its_weights(
+    name, quick_config, tmp_path, monkeypatch
+):
+    config = quick_config("data.val=null")
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        killed_before(patch, name, 1 if name == "best.weights.h5" else 2)
+        with pytest.raises(Killed):
+            train(config, tmp_path / "run")
+    train(config, tmp_path / "run", resume=True)
+    expected, actual = weights_of(tmp_path / "whole"), weights_of(tmp_path / "run")
+    assert all(np.array_equal(actual[key], value) for key, value in expected.items())
+    with pytest.raises(UserError, match="all 2 epochs are done"):
+        train(config, tmp_path / "run", resume=True)
+
+
+def test_weights_that_an_older_version_had_no_time_to_write_are_written(quick_config, tmp_path):
+    """Its last state came before them, and a resumed run had nothing left to do."""
+    config = quick_config("data.val=null", "train.epochs=1")
+    folder = train(config, tmp_path / "run")
+    expected = weights_of(folder.path)
+    folder.best_weights.unlink()
+    train(config, tmp_path / "run", resume=True)
+    assert all(np.array_equal(weights_of(folder.path)[key], value) for key, value in expected.items())
 
 
 def test_a_non_finite_loss_stops_with_the_names_of_the_images(quick_config, tmp_path):
@@ -176,7 +257,7 @@ def test_frozen_stages_keep_their_weights_and_statistics(quick_config, tmp_path)
     names = {layer.name for layer in backbone.stage_layers(3)}
     expected = {layer.name: layer.get_weights() for layer in backbone.model.layers}
     train(config, tmp_path / "run")
-    fit.load_best_weights(initial, RunFolder(tmp_path / "run"))
+    load_best_weights(initial, RunFolder(tmp_path / "run"))
     for layer in backbone.model.layers:
         same = all(np.array_equal(a, b) for a, b in zip(expected[layer.name], layer.get_weights(), strict=True))
         if layer.weights:
@@ -222,6 +303,8 @@ def test_early_stopping_ends_the_run(quick_config, tmp_path):
         "train.steps_per_epoch=1",
     )
     train(config, tmp_path / "run")
+    with pytest.raises(UserError, match="early stopping ended the training after epoch"):
+        train(config, tmp_path / "run", resume=True)
     scores = [float(row["val_miou"]) for row in history_of(tmp_path / "run")]
     assert len(scores) < 30
     assert scores[-1] <= max(scores[:-1]), "the last epoch brought nothing"
@@ -233,12 +316,12 @@ def test_repeat_factors_lengthen_the_pass_and_are_logged(shapes_root, quick_conf
     monkeypatch.setattr(fit, "_fit", lambda *arguments: calls.append(arguments))
     config = quick_config(*RARE_CLASSES, "train.batch_size=2")
     folder = train(config, tmp_path / "run")
-    scan = scan_split(create_dataset(config.data, "train"))
+    scan = scan_split(create_dataset(config.data, "train"), "segmentation")
     steps_per_epoch = int(image_repeat_factors(scan.class_presence, 0.9).sum()) // 2
     assert steps_per_epoch > 12 // 2
-    (*_, stream, _, _, steps, _) = calls[0]
-    assert steps == steps_per_epoch
-    assert len(stream) == 2 * 2 * steps_per_epoch
+    ((training,),) = calls
+    assert training.steps_per_epoch == steps_per_epoch
+    assert len(training.stream) == 2 * 2 * steps_per_epoch
     assert "repeat factors: " in folder.log.read_text()
 
 

@@ -1,1 +1,1 @@
-"""Benchmarks: ours in turns with a peer. Run as `python tools/benchmark.py`, and the files beside this one alone."""
+"""Benchmarks, part of a checkout: `python tools/benchmark.py` is their door."""

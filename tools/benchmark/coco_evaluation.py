@@ -15,12 +15,12 @@ from detseg.metrics.coco import COCO_KEYS, CocoScores
 SIZE, CLASS_COUNT, TRUE_PER_IMAGE = 640, 80, 7
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--detections", type=int, default=100, help="of each image")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each side, which take turns")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     images = random_images(arguments.images, arguments.detections, np.random.default_rng(0))
     annotations, results = as_annotations(images)
     sides = {"pycocotools": lambda: plain_figures(annotations, results)}
@@ -102,7 +102,7 @@ def plain_figures(sections, results):
 def our_figures(images, engine):
     scores = CocoScores({label: str(label) for label in range(CLASS_COUNT)}, engine=engine)
     for truth, true_labels, crowds, found, labels, confidence in images:
-        scores.update_boxes(truth, true_labels, found, labels, confidence, crowds)
+        scores.update(truth, true_labels, found, labels, confidence, crowds)
     figures = scores.result()["coco"]
     return [figures[key] for key in COCO_KEYS]
 

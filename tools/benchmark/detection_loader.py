@@ -22,7 +22,7 @@ RGB_MEAN = (124, 116, 104)
 VISIBLE = 0.1  # share of an object that has to be in the crop
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch-python", required=True, help="Python of an environment with torch and torchvision")
     parser.add_argument("--root", default="data/bccd", help="folder with instances_train.json and JPEGImages")
@@ -30,7 +30,7 @@ def main():
     parser.add_argument("--batches", type=int, default=32, help="batches of a measurement")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2, help="our threads, and processes of the DataLoader")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     print(f"load average before the start: {os.getloadavg()[0]:.2f}; images a second: median (fastest)")
     print(f"{'':52}{'detseg':>16}{'torch':>16}{'ratio':>8}")
     with tempfile.TemporaryDirectory() as folder:
@@ -93,10 +93,10 @@ def create_ours(dataset, size, batches, batch_size, workers):
     """What measures one reading of our loader, as Model.fit gets it."""
     from functools import partial
 
-    from detseg import config as schema
+    from detseg.config import augmentation as schema
     from detseg.data.augment import create_augmentation, resize_sample
     from detseg.data.buckets import object_arrays, object_batch, shape_buckets
-    from detseg.data.loader import SampleStream, load_for_fit
+    from detseg.data.loader import Batches, SampleStream, load_for_fit
 
     jitter = {"brightness": JITTER, "contrast": JITTER, "saturation": JITTER, "hue": JITTER / 10}
     items = [
@@ -112,8 +112,8 @@ def create_ours(dataset, size, batches, batch_size, workers):
 
     most = max(len(dataset.objects(i)) for i in range(len(dataset)))
     collate = partial(object_batch, buckets=shape_buckets(size, size), max_objects=max(1, most))
-    stream = SampleStream(dataset, prepare, 0, batches * batch_size, one_size=False)
-    loaded = load_for_fit(stream, batch_size, workers, 0, collate)
+    stream = SampleStream(dataset, Batches(prepare, collate), 0, batches * batch_size, batch_size)
+    loaded = load_for_fit(stream, workers)
 
     def read():
         for images, truth in loaded:

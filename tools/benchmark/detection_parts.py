@@ -125,7 +125,7 @@ def create_ours(name, under_xla):
 
     from detseg.detection.nms import nms
     from detseg.detection.roi_align import roi_align, roi_pool
-    from detseg.training.determinism import make_deterministic
+    from detseg.process import make_deterministic
 
     make_deterministic()  # as training does: another gradient of RoIAlign
 

@@ -1,6 +1,6 @@
 """Benchmarks: images per second and peak memory of a config, alone or in turns with a peer.
 
-Every side is a worker process of its own: detseg/benchmark_worker.py or, for torch, tools/torch_twin.py. Both are
+Every side is a worker process of its own: worker.py or, for torch, torch_twin.py, beside this file. Both are
 started and warmed up before the first round; then they take turns, and one waits at its stdin while the other measures.
 They speak JSON, one object a line:
 
@@ -32,7 +32,7 @@ STILL = 1e-9  # a learning rate at which nothing is learnt
 PARAMETER_TOLERANCE = 1e-3  # a twin whose parameters differ by more is another network
 STDERR_LINES = 15  # of a dead worker that are shown
 
-_TORCH_TWIN = Path(__file__).resolve().parents[1] / "tools" / "torch_twin.py"
+_WORKER, _TORCH_TWIN = (Path(__file__).resolve().with_name(name) for name in ("worker.py", "torch_twin.py"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ def _random_objects(seed, batch_size, size, classes):
 
 
 def detseg_side(job, name="detseg"):
-    # -P: the installed package, whatever lies in the working directory
-    return Side(name, [sys.executable, "-P", "-m", "benchmark.worker"], job)
+    # -P: this folder, with its common names, is no place to import from
+    return Side(name, [sys.executable, "-P", str(_WORKER)], job)
 
 
 def torch_side(job, python, compiled=False):
@@ -104,15 +104,13 @@ def torch_side(job, python, compiled=False):
 
     python:    path of the Python of an environment with torch and torchvision.
     compiled:  bool, whether it goes through torch.compile.
-    Raises UserError without a Python, and where detseg runs without the checkout that holds the twin.
+    Raises UserError without a Python.
     """
     if python is None:
         raise UserError(
             "--against torch: needs --torch-python PATH, the Python of an environment with torch and torchvision: "
             "python -m venv torch-env && torch-env/bin/pip install torch torchvision"
         )
-    if not _TORCH_TWIN.is_file():
-        raise UserError(f"--against torch: {_TORCH_TWIN} is missing: the twin is part of a checkout of detseg only")
     name = "torch.compile" if compiled else "torch"
     return Side(name, [str(python), str(_TORCH_TWIN)], job | {"compiled": compiled}, is_twin=True)
 

@@ -1,7 +1,7 @@
-"""The peer of `detseg benchmark --against torch`: detseg's networks in torch, measured in a process of its own.
+"""The peer of `tools/benchmark.py --against torch`: detseg's networks in torch, measured in a process of its own.
 
 Runs in an environment with torch and torchvision and imports nothing of detseg. The protocol is that of
-detseg/benchmark.py. Networks of segmentation are here, their layers named as detseg's are, those of a ResNet as
+harness.py. Networks of segmentation are here, their layers named as detseg's are, those of a ResNet as
 torchvision's; detectors are torchvision's, see torch_twin_detectors.py.
 """
 

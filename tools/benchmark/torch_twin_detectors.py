@@ -1,4 +1,4 @@
-"""Torchvision's detectors, built as a config says: what tools/torch_twin.py measures for `task: detection`."""
+"""Torchvision's detectors, built as a config says: what torch_twin.py measures for `task: detection`."""
 
 import torch
 import torchvision

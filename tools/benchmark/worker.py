@@ -1,6 +1,6 @@
 """Our side of a benchmark, in a process of its own: builds a model, then measures a round for each line of stdin.
 
-The protocol is that of detseg/benchmark.py. tools/torch_twin.py is the same in torch.
+The protocol is that of harness.py, which starts this file; torch_twin.py is the same in torch.
 """
 
 import itertools
@@ -14,14 +14,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from benchmark.harness import OBJECTS
 from detseg.config import parse_config
 from detseg.data.buckets import object_batch, shape_buckets
 from detseg.errors import UserError
+from detseg.process import accelerators, make_deterministic
 from detseg.tasks import create_task
-from detseg.training.determinism import make_deterministic
 from detseg.training.fit import compile_model
-from detseg.training.run_folder import accelerators, describe_environment
+from detseg.training.run_folder import describe_environment
 
 STEPS_PER_EPOCH = 1000  # keeps every schedule away from its end
 
@@ -134,11 +133,12 @@ def random_batch(job, config):
     if config.task == "segmentation":
         rng = np.random.default_rng(config.seed + 1)
         return images, rng.integers(0, job["classes"], images.shape[:3], dtype=np.uint8)
+    count = len(job["objects"][0]["labels"])  # the same in every image
     samples = [
-        ("", image, np.array(objects["boxes"], "float32"), np.array(objects["labels"]), np.zeros(OBJECTS, bool))
+        ("", image, np.array(objects["boxes"], "float32"), np.array(objects["labels"]), np.zeros(count, bool))
         for image, objects in zip(images, job["objects"], strict=True)
     ]
-    return object_batch(samples, shape_buckets(None, job["size"]), OBJECTS)
+    return object_batch(samples, shape_buckets(None, job["size"]), count)
 
 
 # ----- random weights under which a detector works as a trained one does ---------------------------------------------
@@ -167,7 +167,7 @@ def set_scores(model, name):
         values = np.zeros(bias.shape, "float32")
         values[[0, -1]] = 10  # the last is background's
     else:
-        bias = model.get_layer("class_output").bias
+        bias = model.head.get_layer("class_output").bias
         values = np.full((model.anchors.count(), model.class_count), -10, "float32")
         values[:, 0] = 0
     bias.assign(values.reshape(-1))

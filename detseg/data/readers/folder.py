@@ -1,72 +1,15 @@
-"""Images with one mask file each: what VOC segmentation and folder pairs share, and the reader of folder pairs."""
+"""Folders of images beside folders of masks: of classes, or of the numbers of objects."""
 
-from pathlib import Path
+from os import PathLike
 
-import cv2
+import numpy as np
 
-from detseg.data.classes import index_class_names, index_palette, select_classes
-from detseg.data.images import IMAGE_SUFFIXES, check_same_size, read_image, read_label_map
-from detseg.data.sample import Sample
+from detseg.data.classes import BACKGROUND, Palette, Selection, index_class_names, index_palette, select_object_classes
+from detseg.data.images import check_size, read_instance_ids, read_label_map
+from detseg.data.masks import boxes_of_masks, mask_areas
+from detseg.data.objects import Objects
+from detseg.data.readers.base import DetectionFiles, MaskFiles, paired_files
 from detseg.errors import UserError
-
-
-class MaskFiles:
-    """Images and their mask files, read on access; see `detseg.data.datasets` for what a dataset offers.
-
-    split:          the split's name.
-    names:          list of unique str.
-    image_paths:    list of Path, one a name.
-    mask_paths:     list of Path, one a name.
-    root:           the folder whose classes.txt names the masks' indices.
-    classes, channels, ignore_label, palette: the config's data section. With a palette, colour masks are read too;
-                    its keys name the source's classes (see `index_palette`).
-    """
-
-    def __init__(
-        self, split, names, image_paths, mask_paths, root, classes=None, channels=3, ignore_label=255, palette=None
-    ):
-        source_names, source = index_class_names(root, classes)
-        self.split = split
-        self.names = names
-        self.image_paths = image_paths
-        self.mask_paths = mask_paths
-        self.channels = channels
-        self.ignore_label = ignore_label
-        self.classes, self._table = select_classes(source_names, classes, ignore_label, source)
-        self._source_class_count = len(source_names)
-        self._keeps_labels = self._table[: len(source_names)].tolist() == list(range(len(source_names)))
-        self._palette = index_palette(palette, source_names, ignore_label, source)
-
-    def __len__(self):
-        return len(self.names)
-
-    def __getitem__(self, i):
-        image, label_map = self.image(i), self.label_map(i)
-        check_same_size(image, self.image_paths[i], label_map, self.labels_source(i))
-        return Sample(image=image, name=self.names[i], path=self.image_paths[i], label_map=label_map)
-
-    def image(self, i):
-        return read_image(self.image_paths[i], self.channels)
-
-    def label_map(self, i):
-        labels = read_label_map(self.mask_paths[i], self._source_class_count, self.ignore_label, self._palette)
-        return labels if self._keeps_labels else cv2.LUT(labels, self._table)
-
-    def labels_source(self, i):
-        return str(self.mask_paths[i])
-
-    def label_files(self):
-        return self.mask_paths
-
-    def settings(self):
-        return {
-            "classes": self.classes,
-            "source_class_count": self._source_class_count,
-            "table": self._table.tolist(),
-            "channels": self.channels,
-            "ignore_label": self.ignore_label,
-            "palette": self._palette and sorted(self._palette.items()),
-        }
 
 
 class FolderSegmentation(MaskFiles):
@@ -74,83 +17,95 @@ class FolderSegmentation(MaskFiles):
 
     root:           the data set's folder, with classes.txt.
     images, masks:  folders relative to root. Files with other suffixes than an image's, and hidden ones, don't count.
-    split:          the split's name.
+    split:          the split's name. The rest: see `MaskFiles`.
     Raises          UserError for a missing or empty folder, images without mask, masks without image, and stems that
                     two files of a folder share.
     """
 
-    def __init__(self, root, images, masks, split="train", **data):
-        names, image_paths, mask_paths = paired_files(root, images, masks, split)
-        super().__init__(split, names, image_paths, mask_paths, root, **data)
+    def __init__(
+        self,
+        root: str | PathLike,
+        images: str,
+        masks: str,
+        split: str = "train",
+        classes: Selection = None,
+        channels: int = 3,
+        ignore_label: int = 255,
+        palette: Palette = None,
+        value_range: tuple[float, float] | None = None,
+    ):
+        files = paired_files(root, images, masks, split)
+        super().__init__(split, files, root, classes, channels, ignore_label, palette, value_range)
 
 
-def paired_files(root, images, masks, split, field="masks"):
-    """Names, image paths and mask paths, each a list, of the files with one stem in two folders relative to root.
+class InstanceFolder(DetectionFiles):
+    """Every image of one folder with the object numbers of the same stem in another, as objects with masks.
 
-    field:  the config's key, in data.train and so on, for the folder `masks`.
+    An object's box is the one around its pixels, its label the class that the mask of the same stem in a third folder
+    has there; ignore_label there takes pixels away from it.
+
+    root:               the data set's folder, with classes.txt, whose background, if it has one, is no object's class.
+    images, instances:  folders relative to root. instances: 0 is no object, any other number (up to 65535, as PNG) one.
+    masks:              folder of class masks, or None where there is one class.
+    split, classes, channels, ignore_label, palette, value_range: as of `FolderSegmentation`.
+    Raises              UserError for a missing or empty folder, and files without their counterparts.
     """
-    image_folder, mask_folder = Path(root) / images, Path(root) / masks
-    image_of = _one_file_a_stem(image_folder, f"data.{split}.images")
-    mask_of = _one_file_a_stem(mask_folder, f"data.{split}.{field}")
-    if missing := sorted(image_of.keys() - mask_of.keys()):
-        raise UserError(
-            f"{mask_folder}: {some_of(missing, 'image', 'images')} of {image_folder} without a mask; "
-            "expected a mask file with the same stem for each"
-        )
-    if missing := sorted(mask_of.keys() - image_of.keys()):
-        raise UserError(
-            f"{image_folder}: {some_of(missing, 'mask', 'masks')} of {mask_folder} without an image; "
-            "expected an image file with the same stem for each"
-        )
-    names = sorted(image_of)
-    return names, [image_of[name] for name in names], [mask_of[name] for name in names]
 
+    has_masks = True
+    settings = ("classes", "_label_of", "_only_label", "ignore_label", "_class_count", "_palette")
 
-def list_files(folder, field, suffixes=IMAGE_SUFFIXES):
-    """{stem: [Path, ...] in the order of suffixes} of a folder's files; `field` of the config leads to it."""
-    check_folder(folder, field)
-    files = {}
-    for path in sorted(Path(folder).iterdir()):
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
-            files.setdefault(path.stem, []).append(path)
-    for paths in files.values():
-        paths.sort(key=lambda path: suffixes.index(path.suffix.lower()))
-    return files
+    def __init__(
+        self,
+        root: str | PathLike,
+        images: str,
+        instances: str,
+        masks: str | None = None,
+        split: str = "train",
+        classes: Selection = None,
+        channels: int = 3,
+        ignore_label: int = 255,
+        palette: Palette = None,
+        value_range: tuple[float, float] | None = None,
+    ):
+        self.split, self.channels, self.value_range, self.ignore_label = split, channels, value_range, ignore_label
+        self.names, self.image_paths, instance_paths = paired_files(root, images, instances, split, "instances")
+        self.image_ids = self.names
+        self._mask_paths = [] if masks is None else paired_files(root, images, masks, split)[2]
+        self.label_paths = [*instance_paths, *self._mask_paths]
+        names, source = index_class_names(root, classes)
+        self._class_count = len(names)
+        self._palette = index_palette(palette, names, ignore_label, source)
+        of_objects = [index for index, name in enumerate(names) if name.lower() != BACKGROUND]
+        self.classes, labels = select_object_classes([names[index] for index in of_objects], classes, source)
+        self._label_of = dict(zip(of_objects, labels, strict=True))  # source's index -> our label, None: not asked for
+        if masks is None and len(of_objects) != 1:
+            raise UserError(
+                f"data.{split}.masks: missing; {source} has {len(of_objects)} classes of objects, and nothing says "
+                "which an object is of. Expected a folder of class masks, or a single class"
+            )
+        self._only_label = labels[0] if masks is None else None
 
+    def objects(self, i):
+        ids = read_instance_ids(self.label_paths[i])
+        if self._mask_paths:
+            label_of = self._labelled(i, ids)
+        else:
+            label_of = dict.fromkeys(np.unique(ids[ids > 0]).tolist(), self._only_label)
+        masks = (ids == np.reshape(list(label_of), (-1, 1, 1))).astype(np.uint8)  # (N, H, W)
+        return Objects(boxes_of_masks(masks), list(label_of.values()), areas=mask_areas(masks), masks=masks)
 
-def check_folder(folder, field):
-    """UserError unless the folder exists; `field` is the place in the config that leads to it."""
-    folder = Path(folder)
-    if folder.is_dir():
-        return
-    if folder.exists():
-        raise UserError(f"{folder}: a file, expected a folder ({field})")
-    nearest = next((parent for parent in folder.parents if parent.is_dir()), None)
-    there = "" if nearest is None else f" In {nearest} there are: {_entries(nearest)}."
-    relative = "" if folder.is_absolute() else f" Paths are relative to the working directory {Path.cwd()}."
-    raise UserError(f"{folder}: no such folder ({field}).{there}{relative}")
-
-
-def some_of(names, singular, plural):
-    """The count and up to five of the names: "7 images (a, b, c, d, e, ...)"."""
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"{len(names)} {singular if len(names) == 1 else plural} ({shown})"
-
-
-def _one_file_a_stem(folder, field):
-    files = list_files(folder, field)
-    if not files:
-        raise UserError(
-            f"{folder}: no image files ({field}), expected files ending in {', '.join(IMAGE_SUFFIXES)}. "
-            f"There are: {_entries(folder)}"
-        )
-    for paths in files.values():
-        if len(paths) > 1:
-            both = " and ".join(path.name for path in paths)
-            raise UserError(f"{folder}: {both} share a stem, so their pair is not clear. Keep one of them")
-    return {stem: paths[0] for stem, paths in files.items()}
-
-
-def _entries(folder):
-    names = sorted(path.name for path in folder.iterdir())
-    return (", ".join(names[:10]) + (", ..." if len(names) > 10 else "")) or "(nothing)"
+    def _labelled(self, i, ids):
+        """{number: label} of the objects; ignored pixels of ids become 0."""
+        source, mask_path = self.labels_source(i), self._mask_paths[i]
+        indices = read_label_map(mask_path, self._class_count, self.ignore_label, self._palette)
+        check_size(ids.shape, source, indices.shape, mask_path)
+        ids[indices == self.ignore_label] = 0
+        pairs = np.unique(np.stack([ids, indices], axis=-1)[ids > 0], axis=0).tolist()
+        index_of = dict(pairs)
+        for number, index in pairs:
+            if index_of[number] != index:
+                both = f"indices {index} and {index_of[number]}"
+                raise UserError(f"{source}: object {number} lies on more than one class of {mask_path}: {both}")
+            if index not in self._label_of:
+                raise UserError(f"{source}: object {number} lies on the background of {mask_path} (index {index})")
+        return {number: self._label_of[index] for number, index in pairs if self._label_of[index] is not None}

@@ -1,30 +1,58 @@
-"""Pascal VOC's detection layout."""
+"""Pascal VOC's layouts for detection and segmentation."""
 
 import re
+from collections import namedtuple
+from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from xml.etree.ElementTree import Element
 
 import numpy as np
+from defusedxml import DefusedXmlException, ElementTree
 
-from detseg.data.checks import find_bad_boxes, raise_problems, settle_bad_boxes
-from detseg.data.classes import BACKGROUND, BUILT_IN, CLASSES_FILE, not_among, read_class_names, select_object_classes
-from detseg.data.detection_files import DetectionFiles
+from detseg.data.checks import Finding, findings_of, raise_problems
+from detseg.data.classes import Palette, Selection, not_among, object_class_names, select_object_classes
 from detseg.data.images import check_size, read_instance_ids
-from detseg.data.readers.folder import check_folder
-from detseg.data.readers.voc_annotation import CORNERS, VOCObject, read_voc_annotation
-from detseg.data.readers.voc_segmentation import IMAGES, find_files, read_list
+from detseg.data.readers.base import DetectionFiles, Entry, MaskFiles, check_folder, find_files, read_list
 from detseg.errors import UserError
 
-_ANNOTATIONS = "Annotations"
-_MASKS = "SegmentationObject"
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _VOID = 255  # of SegmentationObject: the border of objects, and what is too hard to tell
 
+# An <object>: corners as written, nan for what is missing or no number; problem: what is wrong with the form of its
+# bndbox, (field, value, advice), or None.
+VOCObject = namedtuple("VOCObject", "name difficult corners problem")
 
-class _Entry(NamedTuple):
-    image: int  # index
-    index: int  # of the object in its file
-    object: VOCObject
-    label: int
+
+class VOCSegmentation(MaskFiles):
+    """ROOT/ImageSets/Segmentation/LIST.txt names the images, ROOT/JPEGImages and ROOT/SegmentationClass hold them.
+
+    root:           the data set's folder. Its classes.txt names the masks' indices, or data.classes is "voc".
+    list_name:      name of the list without .txt, such as "train".
+    split:          the split's name, the list's unless given. The rest: see `MaskFiles`.
+    Images are NAME.jpg, or .jpeg, .png, .bmp, .tif, .webp where there is no .jpg; masks are NAME.png.
+    Raises          UserError for a missing folder or list, an empty one, names listed twice or without their files.
+    """
+
+    def __init__(
+        self,
+        root: str | PathLike,
+        list_name: str,
+        split: str | None = None,
+        classes: Selection = None,
+        channels: int = 3,
+        ignore_label: int = 255,
+        palette: Palette = None,
+        value_range: tuple[float, float] | None = None,
+    ):
+        root, split = Path(root), split or list_name
+        check_folder(root, "data.root")
+        path = root / "ImageSets" / "Segmentation" / f"{list_name}.txt"
+        names = read_list(path, f"data.{split}")
+        images = find_files(root / "JPEGImages", {path: names})
+        masks = find_files(root / "SegmentationClass", {path: names}, (".png",))
+        files = names, list(images.values()), list(masks.values())
+        super().__init__(split, files, root, classes, channels, ignore_label, palette, value_range)
 
 
 class VOCDetection(DetectionFiles):
@@ -33,155 +61,98 @@ class VOCDetection(DetectionFiles):
     root:           the data set's folder.
     lists:          {split: name of its list without .txt}, of all splits that there are.
     split:          the one to read.
-    classes, channels: the config's data section. The source's classes are those of ROOT/classes.txt without a
-                    background; VOC's twenty if classes is "voc"; else the names in the annotations of all splits,
-                    sorted.
+    classes, channels, value_range: the config's data section. The source's classes are those of ROOT/classes.txt
+                    without a background; VOC's twenty if classes is "voc"; else the names in the annotations of all
+                    splits, sorted.
     voc_boxes:      "inclusive": the devkit's first and last pixel, counted from 1; "continuous": edges as written.
-    on_bad_box:     "refuse" or "drop", see `find_bad_boxes`.
+    on_bad_box:     "refuse" or "drop", see `checked_boxes`.
     masks:          whether objects have masks, from ROOT/SegmentationObject, where pixels of the XML's first object
                     are 1, of the next 2 and so on; the lists are those of ImageSets/Segmentation then.
-    image_ids:      the names; category_ids: 1..K.
     Raises          UserError that lists what is wrong with lists and annotations: file, object[index from 0] and field.
     """
 
+    settings = ("classes", "_label_of", "_voc_boxes", "_on_bad_box", "has_masks")
+
     def __init__(
         self,
-        root,
-        lists,
-        split="train",
-        classes=None,
-        channels=3,
-        voc_boxes="inclusive",
-        on_bad_box="refuse",
-        masks=False,
+        root: str | PathLike,
+        lists: Mapping[str, str],
+        split: str = "train",
+        classes: Selection = None,
+        channels: int = 3,
+        voc_boxes: str = "inclusive",
+        on_bad_box: str = "refuse",
+        masks: bool = False,
+        value_range: tuple[float, float] | None = None,
     ):
-        self.root, self.split, self.channels, self.has_masks = Path(root), split, channels, masks
+        root = Path(root)
+        self.split, self.channels, self.value_range, self.has_masks = split, channels, value_range, masks
         self._voc_boxes, self._on_bad_box = voc_boxes, on_bad_box
         check_folder(root, "data.root")
-        names_of = self._read_lists(lists)  # by the lists' paths
-        own = self._list_path(lists[split])
-        self.names = self.image_ids = names_of[own]
-        self.image_paths = list(find_files(self.root / IMAGES, {own: self.names}).values())
-        self._mask_paths = list(find_files(self.root / _MASKS, {own: self.names}, (".png",)).values()) if masks else []
-
-        source_names, source = self._source_names(classes)
+        folder = root / "ImageSets" / ("Segmentation" if masks else "Main")
+        names_of = {folder / f"{name}.txt": _read_names(folder / f"{name}.txt", each) for each, name in lists.items()}
+        own = {path: names for path, names in names_of.items() if path == folder / f"{lists[split]}.txt"}
+        (self.names,) = own.values()
+        self.image_ids = self.names
+        self.image_paths = list(find_files(root / "JPEGImages", own).values())
+        self._mask_paths = list(find_files(root / "SegmentationObject", own, (".png",)).values()) if masks else []
+        source_names, source = object_class_names(root, classes)
         # Where nothing else names the classes, the annotations of all splits do.
-        needed = names_of if source_names is None else {own: self.names}
-        annotation_paths = find_files(self.root / _ANNOTATIONS, needed, (".xml",))
-        self._annotation_paths = [annotation_paths[name] for name in self.names]
-        annotations = _read_annotations(self.root / _ANNOTATIONS, annotation_paths)
+        paths = find_files(root / "Annotations", names_of if source_names is None else own, (".xml",))
+        self.label_paths = [*(paths[name] for name in self.names), *self._mask_paths]
+        annotations, findings = {}, []
+        for name, path in paths.items():
+            try:
+                annotations[name] = read_voc_annotation(path)
+            except UserError as error:
+                findings += findings_of(error)
+        raise_problems(root / "Annotations", findings)
         if source_names is None:
-            source_names = sorted({item.name for each in annotations.values() for item in each.objects})
+            source = f"the annotations in {root / 'Annotations'}"
+            source_names = sorted({item.name for _, objects in annotations.values() for item in objects})
             if not source_names:
-                raise UserError(f"{self.root / _ANNOTATIONS}: no object in any of the {len(annotations)} annotations")
+                raise UserError(f"{root / 'Annotations'}: no object in any of the {len(annotations)} annotations")
         self.classes, labels = select_object_classes(source_names, classes, source)
-        self.category_ids = tuple(range(1, len(self.classes) + 1))
-        self._labels = list(zip(source_names, labels, strict=True))
-        entries = self._entries(annotations, dict(self._labels), source)
-        boxes, kept = self._checked_boxes(entries)
-        self._mask_values = np.array([entries[k].index + 1 for k in kept], int)  # (M,)
-        self._file_counts = [len(annotations[name].objects) for name in self.names]
-        self._set_objects(
-            image_of=[entries[k].image for k in kept],
-            boxes=boxes,
-            labels=[entries[k].label for k in kept],
-            is_crowd=np.zeros(len(kept), bool),
-            difficult=[entries[k].object.difficult for k in kept],
-            areas=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
-        )
+        self._label_of = dict(zip(source_names, labels, strict=True))  # None: left out by data.classes
+        annotations = [annotations[name] for name in self.names]
+        self._sizes = [size or self.image(i).shape[:2] for i, (size, _) in enumerate(annotations)]
+        self._file_counts = [len(objects) for _, objects in annotations]
+        self._read_boxes(self._entries(annotations, source))
 
-    def labels_source(self, i):
-        return str(self._annotation_paths[i])
-
-    def label_files(self):
-        return [*self._annotation_paths, *self._mask_paths]
-
-    def settings(self):
-        return {
-            "classes": self.classes,
-            "labels": self._labels,
-            "voc_boxes": self._voc_boxes,
-            "on_bad_box": self._on_bad_box,
-            "channels": self.channels,
-            "masks": self.has_masks,
-        }
-
-    def _list_path(self, name):
-        return self.root / "ImageSets" / ("Segmentation" if self.has_masks else "Main") / f"{name}.txt"
-
-    def _read_lists(self, lists):
-        """{path of a list: its names}."""
-        names_of = {}
-        for split, list_name in lists.items():
-            path = self._list_path(list_name)
-            names = names_of[path] = read_list(path, f"data.{split}")
-            if all(re.search(r"\s-?[01]$", name) for name in names) and any(name.endswith(" -1") for name in names):
-                raise UserError(
-                    f"{path}: every line ends in -1, 0 or 1: a list of one class (data.{split}), expected one with "
-                    "image names only, such as train"
-                )
-        return names_of
-
-    def _source_names(self, classes):
-        """The source's class names (None: to be found in the annotations), and where they come from."""
-        if isinstance(classes, str) and classes not in BUILT_IN:
-            raise UserError(f"data.classes: {classes!r}, expected 'voc', a list of names or {{source name: our name}}")
-        path = self.root / CLASSES_FILE
-        if isinstance(classes, str):
-            return BUILT_IN[classes][1:], f"data.classes: {classes}"
-        if path.exists():
-            names = [name for name in read_class_names(path, most=None) if name.lower() != BACKGROUND]
-            return names, str(path)
-        return None, f"the annotations in {self.root / _ANNOTATIONS}"
-
-    def _entries(self, annotations, label_of, source):
-        """The objects of the split's images whose classes are asked for."""
-        entries, problems = [], []
-        self._sizes = []
-        for i, name in enumerate(self.names):
-            size, objects = annotations[name]
-            self._sizes.append(size or self.image(i).shape[:2])
+    def _entries(self, annotations, source):
+        label_of, entries, unknown = self._label_of, [], []
+        for i, (_, objects) in enumerate(annotations):
             for index, item in enumerate(objects):
                 if item.name not in label_of:
-                    place = f"{self._annotation_paths[i]}: object[{index}]"
-                    problems.append(
-                        f"{place}: field name is {item.name!r}, not {not_among(list(label_of), item.name, source)}"
-                    )
+                    place = (self.label_paths[i], f"object[{index}]", "name", "unknown", repr(item.name))
+                    unknown.append(Finding(*place, f"not {not_among(list(label_of), item.name, source)}"))
                 elif label_of[item.name] is not None:
-                    entries.append(_Entry(i, index, item, label_of[item.name]))
-        raise_problems(f"split {self.split!r}", problems)
+                    entries.append(Entry(i, index, label_of[item.name], item, difficult=item.difficult))
+        raise_problems(f"split {self.split!r}", unknown)
         return entries
 
-    def _checked_boxes(self, entries):
-        """Boxes of the good ones of `entries`, float64 (M, 4) clipped to the image, and their positions, int (M,)."""
-        written = np.array([entry.object.corners for entry in entries], np.float64).reshape(-1, 4)
+    def _read_boxes(self, entries):
+        written = np.array([entry.source.corners for entry in entries], np.float64).reshape(-1, 4)
+
+        def describe(k, problem):
+            image, index, _, item, *_ = entries[k]
+            corners = " ".join(f"{field} {value:g}" for field, value in zip(CORNERS, item.corners, strict=True))
+            field, value, advice = item.problem or ("bndbox", corners, problem)
+            return Finding(self.label_paths[image], f"object[{index}] ({item.name})", field, "box", value, advice)
+
         boxes = written
         if self._voc_boxes == "inclusive":
-            self._check_inclusive(entries, written)
             boxes = written - np.array([1, 1, 0, 0])
-        sizes = [self._sizes[entry.image] for entry in entries]
-        boxes, bad, clipped = find_bad_boxes(boxes, sizes, written[:, 2:] - written[:, :2])
-        lines = [f"{self._place(entries[k])}: {problem}" for k, problem in bad.items()]
-        moved = [f"{self._place(entries[k])}: by {pixels:g} px" for k, pixels in clipped.items()]
-        settle_bad_boxes(lines, moved, self.split, len(entries), self._on_bad_box)
-        kept = np.setdiff1d(np.arange(len(entries)), list(bad))
-        return boxes[kept], kept
-
-    def _check_inclusive(self, entries, written):
-        """Whoever writes 0 counts from 0: the devkit's first pixel is 1."""
-        from_zero = np.flatnonzero(((written[:, :2] >= 0) & (written[:, :2] < 1)).any(axis=1))
-        if len(from_zero):
-            raise UserError(
-                f"{self._place(entries[from_zero[0]])}: xmin or ymin is below 1 ({len(from_zero)} of {len(entries)} "
-                f"objects in split {self.split!r}), but by data.voc_boxes: inclusive pixels are counted from 1. Set "
-                "data.voc_boxes: continuous if the boxes are edges counted from 0, as labelImg, CVAT and others write "
-                "them"
-            )
-
-    def _place(self, entry):
-        corners = " ".join(f"{field} {value:g}" for field, value in zip(CORNERS, entry.object.corners, strict=True))
-        problem = entry.object.problem or f"bndbox {corners}"
-        return f"{self._annotation_paths[entry.image]}: object[{entry.index}] ({entry.object.name}): {problem}"
+            # Whoever writes 0 counts from 0: the devkit's first pixel is 1.
+            from_zero = np.flatnonzero(((written[:, :2] >= 0) & (written[:, :2] < 1)).any(axis=1))
+            if len(from_zero):
+                count = f"{len(from_zero)} of {len(entries)} objects in split {self.split!r}"
+                raise UserError(
+                    f"{describe(from_zero[0], f'xmin or ymin is below 1 ({count})')}, but by data.voc_boxes: inclusive "
+                    "pixels are counted from 1. Set data.voc_boxes: continuous if the boxes are edges counted from 0, "
+                    "as labelImg, CVAT and others write them"
+                )
+        self._set_objects(entries, boxes, written[:, 2:] - written[:, :2], describe)
 
     def _masks(self, i):
         path, count = self._mask_paths[i], self._file_counts[i]
@@ -190,21 +161,80 @@ class VOCDetection(DetectionFiles):
         check_size(self._sizes[i], self.image_paths[i], ids.shape, path)
         if ids.max() > count:
             row, column = np.argwhere(ids > count)[0]
-            raise UserError(
-                f"{path}: object number {ids[row, column]} at row {row}, column {column}, but {self.labels_source(i)} "
-                f"has {count} objects"
-            )
-        values = self._mask_values[slice(*self._starts[i : i + 2])]
-        return (ids == values[:, None, None]).astype(np.uint8)
+            found = f"object number {ids[row, column]} at row {row}, column {column}"
+            raise UserError(f"{path}: {found}, but {self.labels_source(i)} has {count} objects")
+        values = [entry.index + 1 for entry in self._masked[slice(*self._starts[i : i + 2])]]
+        return (ids == np.reshape(values, (-1, 1, 1))).astype(np.uint8)
 
 
-def _read_annotations(folder, paths):
-    """{name: VOCAnnotation} of {name: Path}."""
-    annotations, problems = {}, []
-    for name, path in paths.items():
+def _read_names(path, split):
+    names = read_list(path, f"data.{split}")
+    if all(re.search(r"\s-?[01]$", name) for name in names) and any(name.endswith(" -1") for name in names):
+        expected = "expected one with image names only, such as train"
+        raise UserError(f"{path}: every line ends in -1, 0 or 1: a list of one class (data.{split}), {expected}")
+    return names
+
+
+def read_voc_annotation(path):
+    """The image's size and the objects in an XML file. An object's box is its own bndbox, not that of a <part> of it.
+
+    Returns  (height, width), or None where the file doesn't say (or says 0);
+             list of VOCObject, in the file's order; bad boxes are left to the caller.
+    """
+    root = _parse(path)
+    if root.tag != "annotation":
+        raise UserError(f"{path}: the root element is <{root.tag}>, expected <annotation>")
+    sides = []
+    for field in ("height", "width"):
+        text = (root.findtext(f"size/{field}") or "0").strip()
+        if not text.isdecimal():
+            raise UserError(f"{path}: field size/{field} is {text!r}, expected a whole number of pixels")
+        sides.append(int(text))
+    objects = [_read_object(element, f"{path}: object[{k}]") for k, element in enumerate(root.findall("object"))]
+    return tuple(sides) if all(sides) else None, objects
+
+
+def voc_element(tag, content):
+    """An XML element; content: what stands in it, or {field: content of its element}."""
+    element = Element(tag)
+    if isinstance(content, dict):
+        element.extend(voc_element(field, value) for field, value in content.items())
+    else:
+        element.text = str(content)
+    return element
+
+
+def _parse(path):
+    try:
+        return ElementTree.fromstring(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: the annotation cannot be read: {error.strerror}") from error
+    except ElementTree.ParseError as error:
+        raise UserError(f"{path}:{error.position[0]}: not valid XML: {error}") from error
+    except DefusedXmlException as error:
+        raise UserError(
+            f"{path}: defines entities ({type(error).__name__}), which can blow up to any size or read other files; "
+            "annotations need none. Take them out"
+        ) from error
+    except (ValueError, LookupError) as error:  # encodings that aren't known or don't fit
+        raise UserError(f"{path}: not valid XML: {error}") from error
+
+
+def _read_object(element, place):
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        raise UserError(f"{place}: field name is missing or empty, expected a class name")
+    difficult = (element.findtext("difficult") or "0").strip()
+    if difficult not in ("0", "1"):
+        raise UserError(f"{place} ({name}): field difficult is {difficult!r}, expected 0 or 1")
+    corners, problem = [], None
+    if element.find("bndbox") is None:
+        problem = ("bndbox", "", "missing, expected xmin, ymin, xmax, ymax")
+    for field in CORNERS:
+        text = (element.findtext(f"bndbox/{field}") or "").strip()
         try:
-            annotations[name] = read_voc_annotation(path)
-        except UserError as error:
-            problems.append(str(error))
-    raise_problems(str(folder), problems)
-    return annotations
+            corners.append(float(text))
+        except ValueError:
+            corners.append(float("nan"))
+            problem = problem or (f"bndbox/{field}", repr(text), "expected a number" if text else "missing or empty")
+    return VOCObject(name, difficult == "1", tuple(corners), problem)
