@@ -33,7 +33,7 @@ def test_every_detector_detects_on_every_backbone(backbone, kind, tmp_path):
     name = "retinanet" if kind == "retinanet" else "faster_rcnn"
     path.write_text(CONFIG.format(name=name, backbone=backbone, parts=", ".join(parts)))
     options = load_config(path).model
-    model = DETECTORS[options.name](options, CLASSES, pretrained=False)
+    model = DETECTORS[options.name].create(options, CLASSES, pretrained=False)
     images = np.random.default_rng(0).integers(0, 256, (2, 70, 90, 3)).astype("uint8")
     sizes = np.array([[70, 90], [50, 60]], "float32")
     boxes, labels, scores, valid = (np.array(part) for part in model.detect(images, sizes))
