@@ -7,8 +7,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from PIL import Image
 
 from detseg.data.images import read_image
+from detseg.data.pixels import as_image, say_conversions
 from detseg.errors import UserError
 from detseg.inference.prediction import Prediction
 from detseg.process import model_settings
@@ -16,6 +18,7 @@ from detseg.tasks import create_task
 from detseg.training.run_folder import RunFolder
 from detseg.training.weights import load_best_weights
 
+_PIL_MODES = ("L", "LA", "RGB", "RGBA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # whose numbers are the pixels
 BATCH_SIZE = 8  # images of one size that go through the model together
 
 
@@ -45,7 +48,8 @@ class Predictor:
     def predict(self, image, **options) -> Prediction | list[Prediction]:
         """The Prediction of an image, or a list of them for a list of images; those of one size share a batch.
 
-        image:  a path, uint8 (H, W, C) or (H, W), or a PIL image; or a list of these.
+        image:  a path; a PIL image, read as a file of its mode is, but for the EXIF orientation; an array (H, W, C), or
+                (H, W) where C is 1, of uint8 or, with data.value_range, of the files' numbers; or a list of these.
 
         Segmentation:
         probabilities:    bool, whether the result has them.
@@ -76,23 +80,27 @@ class Predictor:
 
     def as_array(self, image) -> np.ndarray:
         """uint8 (H, W, C) of a path, an array or a PIL image; UserError for anything else."""
-        data = self.config.data
+        channels, value_range = self.config.data.channels, self.config.data.value_range
         if isinstance(image, str | os.PathLike):
-            return read_image(Path(image), data.channels, data.value_range)
-        if hasattr(image, "convert"):  # PIL's
-            modes = {1: "L", 3: "RGB", 4: "RGBA"}
-            if data.channels not in modes:
-                raise UserError(f"image: a PIL image, but data.channels is {data.channels}; expected an array")
-            image = np.asarray(image.convert(modes[data.channels]))
+            return read_image(Path(image), channels, value_range)
+        if isinstance(image, Image.Image) and all(image.size):
+            say_conversions(image.mode, image.has_transparency_data, channels)
+            if image.mode not in _PIL_MODES:
+                image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+            array = np.asarray(image)
+            return as_image("image", array.reshape(*array.shape[:2], -1), channels, value_range, image.mode == "LA")
         array = np.asarray(image)
-        if array.ndim == 2:
-            array = array[..., None]
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != data.channels or not array.size:
+        shape = array.shape if array.ndim == 3 else (*array.shape, 1)
+        is_image = len(shape) == 3 and shape[2] == channels and array.size
+        if not is_image or not (array.dtype == np.uint8 or (value_range and array.dtype.kind in "uif")):
+            scaled = " or numbers in data.value_range" if value_range else ""
             raise UserError(
-                f"image: {type(image).__name__} of {array.dtype} {array.shape}, expected a path, a PIL image or uint8 "
-                f"(height, width, {data.channels})"
+                f"image: {type(image).__name__} of {array.dtype} {array.shape}, expected a path, a PIL image or uint8"
+                f"{scaled} (height, width, {channels})"
             )
-        return np.ascontiguousarray(array)
+        if array.dtype == np.uint8:
+            return np.ascontiguousarray(array.reshape(shape))
+        return as_image("image", array.reshape(shape), channels, value_range)
 
 
 def load(run: str | os.PathLike, overrides: Sequence[str] = (), model: keras.Model | None = None) -> Predictor:

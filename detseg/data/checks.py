@@ -51,6 +51,9 @@ def findings_of(error):
     return [Finding(file, "", "", "unreadable", "", advice)]
 
 
+_NEEDED = {"label_map": "expected uint8 (H, W) of class indices", "objects": "expected detseg.Objects"}
+
+
 def sample_findings(sample, dataset, i, needed):
     """What is wrong with the i-th sample of a Dataset: list of Finding.
 
@@ -64,10 +67,10 @@ def sample_findings(sample, dataset, i, needed):
         return finding("", "value", "", f"the sample is a {type(sample).__name__}, expected a detseg Sample")
     image, label_map = sample.image, sample.label_map
     is_image = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
-    if not is_image or image.shape[2] != dataset.channels:
+    if not is_image or image.shape[2] != dataset.channels or not image.size:
         return finding("image", "value", _described(image), f"expected uint8 (H, W, {dataset.channels})")
     if getattr(sample, needed) is None:
-        return finding(needed, "missing", "None", "this task learns from it")
+        return finding(needed, "missing", "None", f"this task learns from it; {_NEEDED[needed]}")
     size = image.shape[:2]
     if needed == "objects":
         return _object_findings(sample.objects, size, dataset.classes, finding)

@@ -49,7 +49,7 @@ def check_channels(path, found, channels, has_alpha=False):
 def _as_uint8(path, pixels, value_range):
     if value_range is None and pixels.dtype == np.uint8:
         return pixels
-    if value_range is None and pixels.dtype == np.uint16:
+    if value_range is None and pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:  # of either byte order
         say_once("16-bit images are scaled to 8 bits by the range of their dtype (value / 257)")
         return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     is_float = np.issubdtype(pixels.dtype, np.floating)

@@ -1,5 +1,6 @@
 """What a model says of an image, and what it is asked."""
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,8 @@ class SegmentationPredictionOptions:
 
     def __post_init__(self):
         _check("tile", self.tile, self.tile in (None, "auto") or _is_count(self.tile), "auto or a number of pixels")
-        _check("tile_memory", self.tile_memory, self.tile_memory > 0, "a number of bytes > 0")
+        memory = self.tile_memory
+        _check("tile_memory", memory, _is_number(memory) and memory > 0, "a number of bytes > 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +94,17 @@ class DetectionPredictionOptions:
 
     def __post_init__(self):
         threshold, most = self.score_threshold, self.max_detections
-        _check("score_threshold", threshold, threshold is None or 0 <= threshold < 1, "a number from 0 to below 1")
+        is_fraction = threshold is None or (_is_number(threshold) and 0 <= threshold < 1)
+        _check("score_threshold", threshold, is_fraction, "a number from 0 to below 1")
         _check("max_detections", most, most is None or _is_count(most), "a whole number from 1")
 
 
+def _is_number(value, kind=numbers.Real):
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def _is_count(value):
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0
+    return _is_number(value, numbers.Integral) and value > 0
 
 
 def _check(name, value, is_right, expected):

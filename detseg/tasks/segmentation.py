@@ -117,9 +117,11 @@ class SegmentationTask(Task):
 
         Warns where that size is too small for the model's atrous rates.
         """
-        if np.count_nonzero(scan.class_pixels) < 2:
+        occurring = np.count_nonzero(scan.class_pixels)
+        if occurring < 2:
+            found = "all labelled pixels are of one class" if occurring else "no pixel is labelled"
             raise UserError(
-                "data.train: all labelled pixels are of one class; expected at least two of "
+                f"data.train: {found}; expected at least two of "
                 f"{', '.join(self.classes)}. Are the masks' values class indices?"
             )
         self.create_scores(extra=True)  # its mistakes are told now, not after training

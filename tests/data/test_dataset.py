@@ -128,6 +128,7 @@ def test_objects_of_another_form_are_refused(arguments, message):
         ("segmentation", (IMAGE, IMAGE), "the sample is a tuple, expected a detseg Sample"),
         ("segmentation", labelled(image=IMAGE / 255), r"field image float64 \(8, 12, 3\): expected uint8 \(H, W, 3\)"),
         ("segmentation", labelled(image=IMAGE[..., 0]), r"field image uint8 \(8, 12\): expected uint8 \(H, W, 3\)"),
+        ("segmentation", labelled(image=IMAGE[:0]), r"field image uint8 \(0, 12, 3\): expected uint8 \(H, W, 3\)"),
         ("segmentation", labelled(image=[0]), "field image of type list"),
         ("segmentation", with_boxes(), "field label_map None: this task learns from it"),
         ("segmentation", labelled(np.ones((4, 4), int)), r"label_map uint8 \(4, 4\): expected the image's \(8, 12\)"),

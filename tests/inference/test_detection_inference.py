@@ -7,6 +7,7 @@ import pytest
 from keras import ops
 
 from detseg.data.augment import resized_size
+from detseg.errors import UserError
 from detseg.inference.detection import DetectionInference
 from detseg.inference.prediction import DetectionPredictionOptions
 
@@ -100,3 +101,13 @@ def test_a_threshold_and_a_number_choose_among_what_is_found_without_another_gra
     found = inference(image, DetectionPredictionOptions(max_detections=2))
     np.testing.assert_array_equal(found.labels, whole.labels[:2])
     assert len(inference._compiled) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [*({"score_threshold": value} for value in ("0.5", 1, -0.1)), *({"max_detections": v} for v in (0, 2.5, True))],
+)
+def test_options_that_are_no_such_numbers_are_told(options):
+    (name,) = options
+    with pytest.raises(UserError, match=rf"{name}: got .*, expected a"):
+        DetectionPredictionOptions(**options)

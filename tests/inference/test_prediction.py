@@ -56,6 +56,28 @@ def test_grey_rgba_and_16_bit_files_are_predicted(predictor, picture, tmp_path):
     )
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_a_pil_image_is_what_its_file_is(predictor, picture, tmp_path, mode):
+    if mode == "I;16":
+        image = Image.fromarray(picture[..., 1].astype(np.uint16) * 200)
+    else:
+        image = Image.fromarray(picture).convert(mode)
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    image.save(path)
+    np.testing.assert_array_equal(predictor.predict(image).image, predictor.predict(path).image)
+
+
+def test_arrays_of_12_bits_are_scaled_by_the_value_range_as_files_are(trained_run, picture, tmp_path):
+    predictor = detseg.load(trained_run, ["data.value_range=[0, 4095]"])
+    twelve = picture.astype(np.uint16) * 16
+    np.save(tmp_path / "a.npy", twelve)
+    np.save(tmp_path / "big_endian.npy", twelve.astype(">u2"))
+    expected = predictor.predict(tmp_path / "a.npy").image
+    np.testing.assert_array_equal(predictor.predict(twelve).image, expected)
+    np.testing.assert_array_equal(predictor.predict(tmp_path / "big_endian.npy").image, expected)
+    np.testing.assert_array_equal(predictor.predict(picture).image, picture)  # what is uint8 is an image already
+
+
 def test_exif_rotation_is_applied(predictor, picture, tmp_path):
     image = Image.fromarray(picture[:, :100])
     exif = Image.Exif()
@@ -76,7 +98,10 @@ def test_data_resize_is_mapped_back_to_the_original_size(trained_run, picture, r
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 1), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), 3],
+    [
+        *(np.zeros((4, 4), np.uint8), np.zeros((4, 4, 1), np.uint8), np.zeros((0, 4, 3), np.uint8)),
+        *(np.zeros((4, 4, 3)), 3, None, Image.new("RGB", (0, 4))),
+    ],
 )
 def test_arrays_of_another_form_are_refused(predictor, image):
     with pytest.raises(UserError, match=r"expected a path, a PIL image or uint8 \(height, width, 3\)"):

@@ -81,6 +81,9 @@ def test_training_data_of_a_single_class_are_refused(quick_config):
     scan = SimpleNamespace(class_pixels=np.array([0, 50]), image_sizes=((16, 24),))
     with pytest.raises(UserError, match=r"data\.train: all labelled pixels are of one class; expected at least two of"):
         create_task(quick_config(), CLASSES).check_training_data(scan, dataset=None)
+    scan = SimpleNamespace(class_pixels=np.array([0, 0]), image_sizes=((16, 24),))
+    with pytest.raises(UserError, match=r"data\.train: no pixel is labelled; expected at least two of"):
+        create_task(quick_config(), CLASSES).check_training_data(scan, dataset=None)
 
 
 def test_the_membrane_lies_between_cells_whatever_its_label(quick_config):

@@ -90,6 +90,7 @@ def test_an_augmentation_of_ones_own_gives_samples(tmp_path):
     [
         ({"tile": "large"}, "tile: got 'large', expected auto or a number of pixels"),
         ({"tile": 0}, "tile: got 0"),
+        ({"tile_memory": "1 GB"}, "tile_memory: got '1 GB', expected a number of bytes > 0"),
         ({"score_threshold": 0.5}, "--score-threshold: not for task: segmentation"),
         ({"views": 3}, "--views: not for task: segmentation, which is this run's; it takes probabilities, tile"),
     ],
