@@ -25,7 +25,7 @@ WINDOWED_PIXELS = 2**26  # 8192 x 8192; drawing it takes about 2 GB
 
 def predict_files(
     predictor: Predictor,
-    inputs: Iterable[str | os.PathLike],
+    inputs: str | os.PathLike | Iterable[str | os.PathLike],
     output: str | os.PathLike,
     *,
     voc_xml: bool = False,
@@ -35,7 +35,7 @@ def predict_files(
 ) -> list[Path]:
     """Predicts images and writes results and drawings into the folder `output`.
 
-    inputs:     files, folders (their images, not those of subfolders) and glob patterns.
+    inputs:     files, folders (their images, not those of subfolders) and glob patterns: one, or several.
     voc_xml, voc_boxes:  detection: whether to write a VOC annotation of each image, with "inclusive" or "continuous"
                 numbers; None: those of data.voc_boxes.
     overwrite:  bool, whether files may be replaced that predict_files has not written itself.
@@ -105,9 +105,9 @@ def _predict_by_windows(predictor, path, writer, options):
 
 
 def find_images(inputs):
-    """The image files that files, folders and glob patterns name, in order, each once."""
+    """The image files that files, folders and glob patterns, or one of them, name, in order, each once."""
     images = []
-    for item in map(str, inputs):
+    for item in map(str, [inputs] if isinstance(inputs, str | os.PathLike) else inputs):
         path = Path(item)
         if path.is_dir():
             found = sorted(file for file in path.iterdir() if _is_image(file))

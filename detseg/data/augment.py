@@ -165,7 +165,10 @@ def _rotate90(item, sample, rng):
 
 def _rearranged(sample, move, move_objects):
     """The sample with all pixels in other places; move is a function of arrays."""
-    moved = lambda array: np.ascontiguousarray(move(array))  # noqa: E731
+
+    def moved(array):
+        return np.ascontiguousarray(move(array))
+
     return sample.with_image(moved(sample.image), moved, move_objects)
 
 

@@ -115,6 +115,7 @@ def test_files_folders_and_patterns_are_found_once_each(tmp_path):
     assert find_images([tmp_path]) == folder
     assert find_images([tmp_path / "a.jpg", tmp_path]) == folder
     assert find_images([tmp_path / "*.jpg"]) == folder[:1]
+    assert find_images(tmp_path) == find_images(str(tmp_path)) == folder
 
 
 def test_inputs_that_cannot_work_are_refused(tmp_path):
