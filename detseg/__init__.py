@@ -20,9 +20,10 @@ __version__ = "0.1.0"
 # Public names by module. Loaded on first use, so that `import detseg` loads neither Keras nor TensorFlow.
 _NAMES = {
     "detseg.training.fit": ("train",),
-    "detseg.evaluation": ("evaluate", "evaluate_detections"),
+    "detseg.evaluation": ("evaluate", "evaluate_detections", "evaluate_truncated_svd"),
     "detseg.predictor": ("load", "Predictor"),
     "detseg.predict_files": ("predict_files",),
+    "detseg.proposals": ("make_proposals",),
     "detseg.report.compare": ("compare",),
     "detseg.config": ("Config", "load_config", "save_config", "config_schema"),
     "detseg.data.shapes_writer": ("make_shapes",),
@@ -41,7 +42,14 @@ _NAMES = {
 }
 _PUBLIC = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = ("boxes", "losses", "metrics", "models")  # public modules
-_WITHOUT_KERAS = ("detseg.config", "detseg.data", "detseg.errors", "detseg.report", "detseg.metrics")
+_WITHOUT_KERAS = (
+    "detseg.proposals",
+    "detseg.config",
+    "detseg.data",
+    "detseg.errors",
+    "detseg.report",
+    "detseg.metrics",
+)
 __all__ = ["__version__", *_PUBLIC, *_MODULES]
 
 

@@ -11,6 +11,7 @@ from detseg.config import Config, load_data_config
 from detseg.data.dataset import Dataset, check_classes
 from detseg.data.readers.create import create_dataset
 from detseg.data.scan import scan_split
+from detseg.detection.truncated_svd import truncate_head
 from detseg.errors import UserError
 from detseg.files import make_folder, written_whole
 from detseg.predictor import Predictor, load
@@ -63,7 +64,7 @@ def evaluate(
     if not isinstance(dataset, Dataset):
         raise UserError(f"dataset=: got {type(dataset).__name__}, expected a detseg.Dataset")
     check_classes(dataset, predictor.classes, predictor.folder.path)
-    scan_split(dataset, task.name)
+    dataset = task.complete_data(dataset, scan_split(dataset, task.name))
     asked = task.evaluation_options(task.prediction_options(options))
     scores = task.create_scores(extra=True)
     name = name or split + ("_tta" if options.get("tta") else "") + ("_tiled" if options.get("tile") else "")
@@ -73,6 +74,53 @@ def evaluate(
     result = score_dataset(task, inference, dataset, progress=split, scores=scores, drawings=drawn)
     result |= {"split": split, "tta": bool(options.get("tta")), "tile": options.get("tile")}
     return _written(task, result | {"overrides": list(overrides)}, scores, dataset, folder, name, drawn)
+
+
+def evaluate_truncated_svd(
+    run: str | os.PathLike | Predictor,
+    ranks: Mapping[str, int],
+    split: str = "val",
+    *,
+    dataset: Dataset | None = None,
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[Evaluation, Evaluation]:
+    """Scores a Fast or Faster R-CNN as it is, and with dense layers compressed by truncated SVD.
+
+    ranks:    {layer of the head: how many singular values are kept}, such as {"fc6": 1024, "fc7": 256}; see
+              `detseg.detection.truncated_svd`.
+    name:     of the results, evaluation/NAME.json and evaluation/NAME_svd.json; default: the split.
+    The rest is as of `evaluate`. A Predictor that is given keeps its model as it was.
+    Returns   both Evaluations. Raises UserError for a run without such layers.
+    """
+    predictor = run if isinstance(run, Predictor) else load(run, overrides)
+    model, task = predictor.model, predictor.task
+    if getattr(getattr(model, "options", None), "head", None) != "dense":
+        path = predictor.folder.path
+        raise UserError(f"--truncated-svd: {path} has no head of dense layers, as fast_rcnn's and faster_rcnn's")
+    try:
+        compressed = truncate_head(model.head, ranks)
+    except ValueError as error:
+        raise UserError(f"--truncated-svd: {error}") from error
+    name, whole, inference = name or split, model.head, predictor.inference
+    before = evaluate(predictor, split, dataset=dataset, name=name, overrides=overrides)
+    try:
+        model.head = compressed
+        predictor.inference = task.create_inference(model)
+        after = evaluate(predictor, split, dataset=dataset, name=f"{name}_svd", overrides=overrides)
+    finally:
+        model.head, predictor.inference = whole, inference
+    return before, after
+
+
+def format_truncated_svd(before: Evaluation, after: Evaluation) -> str:
+    """What truncated SVD costs and saves, as a table."""
+    lines = [f"{'':16}{'AP':>8}{'AP50':>8}{'mAP':>8}{'ms an image':>14}"]
+    for title, result in (("as trained", before), ("truncated SVD", after)):
+        values = (result["coco"]["AP"], result["coco"]["AP50"], result["voc"]["mAP"])
+        figures = "".join(f"{value:8.4f}" for value in values)
+        lines.append(f"{title:16}{figures}{1000 / result['images_per_second']:14.1f}")
+    return "\n".join(lines)
 
 
 def evaluate_detections(

@@ -43,6 +43,7 @@ class Predictor:
                 self.task.check_given_model(model)
                 self.model = model
             load_best_weights(self.model, self.folder)
+            self.task.load_rest(self.model, self.folder)
             self.inference = self.task.create_inference(self.model)
 
     def predict(self, image, **options) -> Prediction | list[Prediction]:

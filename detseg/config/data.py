@@ -4,7 +4,20 @@ from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, Tag, model_validator
 
-from detseg.fields import Byte, Color, Count, NotEmpty, Section, Several, Size, Text, checked, of_length, written_as
+from detseg.fields import (
+    Byte,
+    Color,
+    Count,
+    NotEmpty,
+    Section,
+    Several,
+    Size,
+    Text,
+    Whole,
+    checked,
+    of_length,
+    written_as,
+)
 
 Split = TypeVar("Split")
 
@@ -133,7 +146,7 @@ class _NoFiles(Section):
 
 
 class _LabelData(_Data):
-    elsewhere: ClassVar = dict.fromkeys(("voc_boxes", "on_bad_box", "masks"), "it is for task: detection")
+    elsewhere: ClassVar = dict.fromkeys(("voc_boxes", "on_bad_box", "masks", "proposals"), "it is for task: detection")
     ignore_label: Byte = Field(255, description="Mask value that is never trained or scored on.")
 
 
@@ -164,11 +177,28 @@ class CustomLabelData(_NoFiles, _LabelData):
 
 SegmentationData = VocSegmentationData | CocoData | FolderData | CustomLabelData
 
+
+class ProposalFiles(Section):
+    """Where proposals are, and how they are made."""
+
+    folder: Text = Field(description="Folder of the files, relative to the working directory.")
+    mode: Literal["fast", "quality", "file"] = Field(
+        "fast",
+        description="fast, quality: Selective Search with few or many groupings, in SPLIT_MODE.npz, which `detseg "
+        "proposals` makes; file: anybody's, SPLIT.json (COCO results) or SPLIT.mat (of the VOC authors).",
+    )
+    seed: Whole = Field(0, description="Of Selective Search's order.")
+
+
+_PROPOSALS = "Boxes that may hold objects, for the models that are given them (rcnn, fast_rcnn); null: none."
+Proposals = Annotated[ProposalFiles | None, Field(description=_PROPOSALS)]
+
 _NOT_FOR_BOXES = dict.fromkeys(("ignore_label", "palette"), "it is about label maps, for task: segmentation")
 
 
 class _BoxData(_Data):
     elsewhere: ClassVar = _NOT_FOR_BOXES
+    proposals: Proposals = None
     on_bad_box: Literal["refuse", "drop"] = Field(
         "refuse",
         description="What becomes of boxes that are empty, negative, no numbers or more than a pixel outside of their "
@@ -207,12 +237,14 @@ class InstanceFolderData(_Splits[InstanceFolderSplit], _Data):
     format: Literal["folder"] = Field(description=_FORMAT)
     ignore_label: Byte = Field(255, description="Value of the class masks where a pixel is no object's.")
     palette: Palette = None
+    proposals: Proposals = None
 
 
 class CustomData(_NoFiles, _Data):
     """A data set of objects that is given from Python, where no format of files is read."""
 
     elsewhere: ClassVar = _NOT_FOR_BOXES
+    proposals: Proposals = None
 
 
 DetectionData = VocData | CocoBoxData | InstanceFolderData | CustomData

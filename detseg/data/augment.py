@@ -12,7 +12,7 @@ import numpy as np
 
 from detseg.config import augmentation as schema
 from detseg.data.elastic import elastic_maps, move_image, move_labels
-from detseg.data.objects import MIN_VISIBILITY, clip_boxes
+from detseg.data.objects import MIN_VISIBILITY, Objects, clip_boxes
 from detseg.data.pixels import cut_window, in_parts
 from detseg.errors import UserError
 
@@ -238,7 +238,7 @@ def _albumentations_step(item, ignore_label, class_pixels):
     moves_boxes = "bboxes" in create_compose(False, threading.get_ident()).transforms[0].targets
 
     def step(sample, rng):
-        with_boxes = moves_boxes and sample.objects is not None
+        with_boxes = moves_boxes and not (sample.objects is None and sample.proposals is None)
         compose = create_compose(with_boxes, threading.get_ident())
         compose.set_random_seed(int(rng.integers(2**31)))
         try:
@@ -260,13 +260,26 @@ def _albumentations_step(item, ignore_label, class_pixels):
             is_fill = result["mask"] == ignore_label  # fill_mask is no id
             changed["instance_ids"] = np.where(is_fill, 0, result["instance_ids"]).astype(np.int32)
         if with_boxes:
-            boxes = clip_boxes(np.asarray(result["bboxes"], np.float32).reshape(-1, 4), size)
-            has_masks = sample.objects.masks is not None
-            masks = np.asarray(result.get("masks", ()), np.uint8).reshape(-1, *size) if has_masks else None
-            changed["objects"] = sample.objects.placed(np.asarray(result["index"], int), boxes, masks)
+            changed |= _placed(sample, result, size)
         return dataclasses.replace(sample, **changed)
 
     return step
+
+
+def _placed(sample, result, size):
+    """The objects and proposals of a sample where albumentations put their boxes, as _targets numbered them."""
+    boxes = clip_boxes(np.asarray(result["bboxes"], np.float32).reshape(-1, 4), size)
+    index, changed = np.asarray(result["index"], int), {}
+    count = 0 if sample.objects is None else len(sample.objects)
+    of_objects = index < count
+    if sample.objects is not None:
+        has_masks = sample.objects.masks is not None
+        masks = np.asarray(result.get("masks", ()), np.uint8).reshape(-1, *size) if has_masks else None
+        changed["objects"] = sample.objects.placed(index[of_objects], boxes[of_objects], masks)
+    if sample.proposals is not None:
+        all_of_them = Objects(sample.proposals, np.zeros(len(sample.proposals), int))
+        changed["proposals"] = all_of_them.placed(index[~of_objects] - count, boxes[~of_objects]).boxes
+    return changed
 
 
 def _targets(sample, with_boxes):
@@ -277,8 +290,10 @@ def _targets(sample, with_boxes):
         targets["instance_ids"] = sample.instance_ids.astype(np.float32)  # OpenCV moves no int32
     if with_boxes:
         # The index says whose a box is: labels come back as floats, and padding by reflection doubles boxes.
-        targets |= {"bboxes": sample.objects.boxes, "index": np.arange(len(sample.objects))}
-        if sample.objects.masks is not None and len(sample.objects):
+        parts = [getattr(sample.objects, "boxes", None), sample.proposals]
+        boxes = np.concatenate([part for part in parts if part is not None])
+        targets |= {"bboxes": boxes, "index": np.arange(len(boxes))}
+        if sample.objects is not None and sample.objects.masks is not None and len(sample.objects):
             targets["masks"] = sample.objects.masks
     return targets
 

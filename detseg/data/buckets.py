@@ -84,21 +84,22 @@ def describe_buckets(buckets, groups, batch_size):
 
 
 def object_arrays(sample):
-    """What `object_batch` makes a batch of: (name, image, boxes, labels, is_crowd) of a Sample with objects."""
+    """What `object_batch` makes a batch of: (name, image, boxes, labels, is_crowd, proposals) of a Sample."""
     objects = sample.objects
-    return sample.name, sample.image, objects.boxes, objects.labels, objects.is_crowd
+    return sample.name, sample.image, objects.boxes, objects.labels, objects.is_crowd, sample.proposals
 
 
-def object_batch(samples, buckets, max_objects):
+def object_batch(samples, buckets, max_objects, max_proposals=None):
     """B tuples of `object_arrays` as x and y of Model.fit.
 
     buckets:      of `shape_buckets`; images lie at the top left of the smallest that holds all of them.
     max_objects:  G >= 1, room for the objects of an image.
+    max_proposals: P >= 1, of an image, the first ones; None: batches have none.
     Returns       images uint8 (B, height, width, C), and a dict of "boxes" float32 (B, G, 4), "labels" int32 (B, G),
-                  -1 where there is no object, "is_crowd" bool (B, G), and "image_sizes" float32 (B, 2), the height and
-                  width of the image inside.
+                  -1 where there is no object, "is_crowd" bool (B, G), "image_sizes" float32 (B, 2), the height and
+                  width of the image inside, and maybe "proposals" float32 (B, P, 4), of no size where there is none.
     """
-    names, images, boxes, labels, is_crowd = zip(*samples, strict=True)
+    names, images, boxes, labels, is_crowd, proposals = zip(*samples, strict=True)
     sizes = [image.shape[:2] for image in images]
     for name, of_image in zip(names, labels, strict=True):
         if len(of_image) > max_objects:
@@ -106,12 +107,18 @@ def object_batch(samples, buckets, max_objects):
                 f"{name}: it has {len(of_image)} objects, but model.max_objects leaves room for {max_objects}. Set it "
                 f"to {len(of_image)} or more, or to null: the training split's largest number"
             )
-    return padded_images(images, bucket_for(sizes, buckets, names)), {
+    truth = {
         "boxes": _padded(boxes, max_objects, np.float32, 0),
         "labels": _padded(labels, max_objects, np.int32, -1),
         "is_crowd": _padded(is_crowd, max_objects, bool, False),
         "image_sizes": np.array(sizes, np.float32),
     }
+    if max_proposals is not None:
+        without = [name for name, each in zip(names, proposals, strict=True) if each is None]
+        if without:
+            raise UserError(f"{without[0]}: its sample has no proposals, which this model is given; expected (P, 4)")
+        truth["proposals"] = _padded([each[:max_proposals] for each in proposals], max_proposals, np.float32, 0)
+    return padded_images(images, bucket_for(sizes, buckets, names)), truth
 
 
 def padded_images(images, shape):

@@ -65,6 +65,10 @@ class Dataset:
         """The `Objects` of an image alone, or None."""
         return self[i].objects
 
+    def proposals(self, i: int) -> np.ndarray | None:
+        """float32 (P, 4): the proposals in an image alone, best first, or None."""
+        return self[i].proposals
+
     def true_instances(self, i: int) -> tuple | None:
         """(masks, labels, is_crowd) of the objects that masks are scored by; None where there are no masks.
 

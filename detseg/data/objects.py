@@ -41,7 +41,7 @@ class Objects:
 
     def __post_init__(self):
         def convert(name, values, *form):
-            object.__setattr__(self, name, _converted(name, values, *form))
+            object.__setattr__(self, name, converted(f"Objects: {name}", values, *form))
 
         convert("boxes", self.boxes, np.float32, "iuf", (None, 4), "(N, 4): x1 y1 x2 y2 in pixels")
         count = len(self.boxes)
@@ -153,18 +153,21 @@ def _extents(boxes, masks=None):
     return (boxes[:, 2:].astype(np.float64) - boxes[:, :2]).prod(axis=1) if masks is None else mask_areas(masks)
 
 
-def _converted(name, values, dtype, kinds, shape, expected):
-    """Values as a contiguous array, for C code; kinds are NumPy's letters, and None in the shape is any side."""
+def converted(name, values, dtype, kinds, shape, expected):
+    """Values as a contiguous array, for C code; kinds are NumPy's letters, and None in the shape is any side.
+
+    Raises UserError with the `name` and what is `expected`.
+    """
     try:
         array = np.asarray(values)
     except ValueError as error:  # nested unevenly
-        raise UserError(f"Objects: {name} are no array ({error}), expected {expected}") from error
+        raise UserError(f"{name} are no array ({error}), expected {expected}") from error
     if array.size == 0 and array.ndim < len(shape):
         array = np.zeros([side or 0 for side in shape], dtype)  # such as []
     if array.size and array.dtype.kind not in kinds:
-        raise UserError(f"Objects: {name} are of type {array.dtype}, expected {expected}")
+        raise UserError(f"{name} are of type {array.dtype}, expected {expected}")
     is_right = [side in (None, found) for side, found in zip(shape, array.shape, strict=False)]
     if array.ndim != len(shape) or not all(is_right):
         of_boxes = "" if shape[0] is None else f", one for each of the {shape[0]} boxes"
-        raise UserError(f"Objects: {name} have the shape {array.shape}, expected {expected}{of_boxes}")
+        raise UserError(f"{name} have the shape {array.shape}, expected {expected}{of_boxes}")
     return np.ascontiguousarray(array, dtype)

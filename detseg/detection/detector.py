@@ -21,7 +21,7 @@ class Detector(keras.Model):
                   new one of random weights.
 
     Subclasses set `extractor`, a keras.Model of images -> list of feature maps from fine to coarse, `head`, a
-    keras.Model, and `anchors`, the `Anchors` of the maps.
+    keras.Model, and, where they have anchors, `anchors`, the `Anchors` of the maps.
 
     Ground truth of B images, all with room for G >= 1 objects, is {"boxes": (B, G, 4), "labels": (B, G) int, -1 where
     there is no object, "is_crowd": (B, G) bool, "image_sizes": (B, 2): height and width of the image at the top left of
@@ -67,10 +67,17 @@ class Detector(keras.Model):
         Returns           boxes (B, D, 4) float32 inside their images, labels (B, D) int32 0..K-1 or -1, scores (B, D)
                           float32, valid (B, D) bool, by falling score.
         """
-        threshold = self.options.score_threshold if score_threshold is None else score_threshold
-        count = self.options.max_detections if max_detections is None else max_detections
+        threshold, count = self.limits(score_threshold, max_detections)
         candidates = self._candidates(images, image_sizes, threshold, count, under_xla)
         return suppress(*candidates, self.options.nms_iou, count, under_xla)
+
+    def limits(self, score_threshold, max_detections):
+        """The two, or where one is None that of the options."""
+        options = self.options
+        return (
+            options.score_threshold if score_threshold is None else score_threshold,
+            options.max_detections if max_detections is None else max_detections,
+        )
 
     def create_anchors(self, strides):
         """The `Anchors` of levels, {key: actual stride}."""

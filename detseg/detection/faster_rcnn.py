@@ -1,88 +1,32 @@
 """Faster R-CNN (Ren et al. 2015) on one map, as there, or on a feature pyramid (FPN: Lin et al. 2017, section 4)."""
 
-import logging
-
 import keras
 from keras import ops
 
-from detseg.backbones.backbone import Preprocess
-from detseg.backbones.weights import dense_weights
-from detseg.detection.boxes import clip_boxes, decode_boxes
-from detseg.detection.detector import Detector
-from detseg.detection.fpn import fpn
-from detseg.detection.heads import create_dense_head, create_rpn, create_stage_head, load_dense_weights, split_backbone
+from detseg.detection.heads import create_rpn
 from detseg.detection.losses import box_losses
 from detseg.detection.matching import FOREGROUND, match_boxes
-from detseg.detection.nms import NO_SCORE, best_pairs, is_at_least, take_rows
+from detseg.detection.nms import take_rows
 from detseg.detection.options import FasterRCNNOptions
-from detseg.detection.proposals import sample, sample_proposals, select_proposals
-from detseg.detection.roi_align import roi_align, roi_pool
-from detseg.layers.padding import PadToMultiple
-
-logger = logging.getLogger("detseg")
+from detseg.detection.proposals import sample, select_proposals
+from detseg.detection.region_detector import RegionDetector, mean_of
 
 RPN_FOREGROUND_SHARE = 0.5  # section 3.1.3
-MAX_CANDIDATES = 1000  # pairs of a region and a class that come to the last suppression
-MIN_SIZE = 1e-2  # pixels, of detections
 
 
 @keras.saving.register_keras_serializable("detseg")
-class FasterRCNN(Detector):
-    """Faster R-CNN. Of `Detector`'s sub-models, `head` takes regions' features; `rpn` proposes regions."""
+class FasterRCNN(RegionDetector):
+    """Faster R-CNN: `rpn` proposes the regions."""
 
     options_class = FasterRCNNOptions
     loss_names = ("rpn_class_loss", "rpn_box_loss", "class_loss", "box_loss")
-    padding_multiple = 32  # the deepest native stride of every backbone
 
     def __init__(self, options, class_count, channels=3, seed=0, backbone=None, name="faster_rcnn"):
         super().__init__(options, class_count, channels, seed, backbone, name)
-        options, backbone = self.options, self.backbone
-        keys = [key for key in options.level_keys if key in backbone.keys]
-        if options.head == "stage":
-            trunk, stage = split_backbone(backbone)
-        else:
-            maps = [backbone.model.outputs[backbone.keys.index(key)] for key in keys]
-            trunk = keras.Model(backbone.model.input, maps, name=backbone.name)
-        images = keras.Input((None, None, channels), dtype="uint8", name="images")
-        x = Preprocess(backbone.preprocessing, channels, name="preprocess")(images)
-        x = PadToMultiple(self.padding_multiple, name="pad")(x)
-        levels = dict(zip(keys, keras.tree.flatten(trunk(x)), strict=True))
-        strides = {key: backbone.strides[key] for key in keys}
-        if options.neck == "fpn":
-            levels, strides = fpn(levels, strides, options.fpn_channels, "pool", options.head_norm)
-        self.extractor = keras.Model(images, list(levels.values()), name="extractor")
 
+    def create_proposer(self, strides, width):
         self.anchors = self.create_anchors(strides)
-        width, norm = self.extractor.outputs[0].shape[-1], options.head_norm
-        self.rpn = create_rpn(width, self.anchors.count(), options.rpn_channels, norm)
-        self.box_count = 1 if options.class_agnostic else class_count  # 1: all classes share their deltas
-        regions = (options.roi_size, class_count, self.box_count)
-        if options.head == "stage":
-            self.head = create_stage_head(stage, *regions)
-        else:
-            self.head = create_dense_head(width, *regions, options.head_channels, norm, options.dropout)
-        # Regions are pooled from the levels that the backbone has, so not from the pooled one (FPN, section 4.2), and
-        # from the finer of two of one stride, which knows what the coarser one knows.
-        strides = self.anchors.strides
-        own = range(max(1, len(strides) - 1))
-        self.region_levels = tuple(i for i in own if i == 0 or strides[i] > strides[i - 1])
-        self.seeds = keras.random.SeedGenerator(seed, name="samples")
-
-    @classmethod
-    def create(cls, options, class_count, channels=3, seed=0, pretrained=True):
-        """As `Detector.create`; the dense layers of a VGG's weights become fc6 and fc7 if those are as in the paper."""
-        model = super().create(options, class_count, channels, seed, pretrained)
-        options = model.options
-        if not pretrained or options.weights is None or not options.has_dense_layers or options.neck != "none":
-            return model
-        if (options.roi_size, options.head_channels, options.head_norm) != (7, 4096, None):
-            needed = "roi_size 7, head_channels 4096 and no head_norm"
-            logger.warning("model: fc6 and fc7 start at random: they fit %s", needed)
-        elif dense := dense_weights(options.weights, options.backbone):
-            load_dense_weights(model.head, dense)
-        else:
-            logger.warning("model.weights: %s has no dense layers: fc6 and fc7 start at random", options.weights)
-        return model
+        self.rpn = create_rpn(width, self.anchors.count(), self.options.rpn_channels, self.options.head_norm)
 
     def call(self, images, training=None):
         """{"features": levels (B, h, w, C), "objectness": logits (B, N) and "deltas": (B, N, 4), of each level's
@@ -97,21 +41,11 @@ class FasterRCNN(Detector):
         return outputs
 
     def _candidates(self, images, image_sizes, threshold, count, under_xla):
-        """Boxes (B, C, 4), labels, scores and valid (B, C) of the best pairs of a region and a class; C >= `count`."""
+        """As `region_candidates`, of the regions that the network itself proposes, without these."""
         outputs = self(images, training=False)
         anchors = self.level_anchors(images, outputs["features"])
-        proposals, exists = self._proposals(outputs, anchors, image_sizes, False, under_xla)
-        logits, deltas = self._classify(outputs["features"], proposals, False, under_xla)
-
-        regions, classes = self.options.test_proposals, self.class_count
-        scores = ops.where(exists[..., None], ops.softmax(logits, axis=-1)[..., :classes], NO_SCORE)  # (B, P, K)
-        scores, places = best_pairs(scores, threshold, max(MAX_CANDIDATES, count))
-        rows = places // classes if self.box_count == 1 else places  # decoded are only the boxes that may be kept
-        deltas = take_rows(ops.reshape(deltas, (-1, regions * self.box_count, 4)), rows)
-        regions = take_rows(proposals, places // classes)
-        boxes = clip_boxes(decode_boxes(deltas, regions, deviations=self.options.box_deviations), image_sizes)
-        valid = ops.logical_and(scores > NO_SCORE, is_at_least(boxes, MIN_SIZE))
-        return boxes, places % classes, scores, valid
+        regions = self._proposals(outputs, anchors, image_sizes, False, under_xla)
+        return self.region_candidates(outputs["features"], *regions, image_sizes, threshold, count, under_xla)[:4]
 
     def _proposals(self, outputs, anchors, image_sizes, training, under_xla):
         """Proposals (B, P, 4) and valid (B, P) of `select_proposals`."""
@@ -121,25 +55,11 @@ class FasterRCNN(Detector):
         proposals, _, valid = select_proposals(*maps, anchors, image_sizes, *counts, options.rpn_nms_iou, under_xla)
         return proposals, valid
 
-    def _classify(self, features, regions, training, under_xla):
-        """Logits (B, R, K + 1) and deltas (B, R, box_count, 4) of regions (B, R, 4)."""
-        options = self.options
-        count, size = regions.shape[1], options.roi_size
-        maps, strides = ([x[i] for i in self.region_levels] for x in (features, self.anchors.strides))
-        if options.roi_pooling == "pool":
-            pooled = roi_pool(maps[0], regions, strides[0], size, inside=True)
-        else:
-            how = {"aligned": options.roi_aligned, "under_xla": under_xla}
-            pooled = roi_align(maps, regions, strides, size, options.sampling_ratio, **how)
-        pooled = ops.reshape(pooled, (-1, size, size, maps[0].shape[-1]))  # (B * R, P, P, C)
-        logits, deltas = self.head(pooled, training=training)
-        logits = ops.reshape(logits, (-1, count, self.class_count + 1))
-        return logits, ops.reshape(deltas, (-1, count, self.box_count, 4))
-
     def _detector_losses(self, images, objects, outputs, training):
         anchors = self.level_anchors(images, outputs["features"])
         rpn_losses = self._rpn_losses(outputs, ops.concatenate(anchors, axis=0), objects)
-        return *rpn_losses, *self._head_losses(outputs, anchors, objects, training)
+        regions = self._proposals(outputs, anchors, objects["image_sizes"], True, self.jit_compile)
+        return *rpn_losses, *self.head_losses(outputs["features"], *regions, objects, training)
 
     def _rpn_losses(self, outputs, anchors, objects):
         """Log loss over two classes, and smooth L1 of foreground; both over the number of sampled anchors (eq. 1), of
@@ -156,29 +76,4 @@ class FasterRCNN(Detector):
         log_loss = ops.binary_crossentropy(ops.cast(is_object, "float32"), logits, from_logits=True)
         anchors = ops.take(anchors, chosen, axis=0)
         box_loss = box_losses("smooth_l1", deltas, anchors, boxes, beta=options.smooth_l1_beta)
-        return _mean(log_loss, drawn, drawn), _mean(box_loss, is_object, drawn)
-
-    def _head_losses(self, outputs, anchors, objects, training):
-        """Log loss over K + 1 classes, and the true class's box loss of foreground; both over the number of sampled
-        proposals (Fast R-CNN, eq. 1)."""
-        options = self.options
-        proposals, exists = self._proposals(outputs, anchors, objects["image_sizes"], True, self.jit_compile)
-        truth = (objects["boxes"], objects["labels"] >= 0, objects["is_crowd"])
-        ious = (options.roi_foreground_iou, options.roi_background_iou)
-        counts = (options.roi_samples, options.roi_foreground_share)
-        regions, matched, is_object, drawn = sample_proposals(proposals, exists, *truth, *ious, *counts, self.seeds)
-        logits, deltas = self._classify(outputs["features"], regions, training, self.jit_compile)
-        labels = ops.cast(take_rows(objects["labels"], matched), "int32")  # (B, S)
-        classes = ops.where(is_object, labels, self.class_count)
-        log_loss = ops.sparse_categorical_crossentropy(classes, logits, from_logits=True)
-        rows = ops.arange(options.roi_samples) * self.box_count + ops.where(is_object, labels, 0) % self.box_count
-        deltas = take_rows(ops.reshape(deltas, (-1, options.roi_samples * self.box_count, 4)), rows)
-        boxes = take_rows(objects["boxes"], matched)
-        box_loss = box_losses(options.box_loss, deltas, regions, boxes, options.box_deviations, options.smooth_l1_beta)
-        return _mean(log_loss, drawn, drawn), options.box_loss_weight * _mean(box_loss, is_object, drawn)
-
-
-def _mean(losses, which, of):
-    """The sum of those `which` count over the number of `of`, both bool: 0 where there are none."""
-    total = ops.sum(ops.where(which, losses, 0.0))
-    return total / ops.maximum(ops.sum(ops.cast(of, "float32")), 1.0)
+        return mean_of(log_loss, drawn, drawn), mean_of(box_loss, is_object, drawn)

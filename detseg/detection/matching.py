@@ -73,4 +73,5 @@ def without_padding(objects):
 
     is_object = tf.reduce_any(objects["labels"] >= 0, axis=0)  # (G,)
     most = tf.reduce_max(tf.where(is_object, tf.range(1, tf.size(is_object) + 1), 0))
-    return {key: value if key == "image_sizes" else value[:, :most] for key, value in objects.items()}
+    of_objects = ("boxes", "labels", "is_crowd")
+    return {key: value[:, :most] if key in of_objects else value for key, value in objects.items()}

@@ -20,16 +20,17 @@ def best_pairs(scores, score_threshold, count):
     return top_rows(ops.reshape(ranked, (batch, boxes * classes)), count)
 
 
-def suppress(boxes, labels, scores, valid, iou_threshold=0.5, max_detections=100, under_xla=False):
+def suppress(boxes, labels, scores, valid, iou_threshold=0.5, max_detections=100, under_xla=False, carried=()):
     """What is left of candidates after `nms` for each label by itself.
 
     boxes, labels, scores, valid:  (B, C, 4), (B, C) int, (B, C), (B, C) bool.
+    carried:   more arrays (B, C, 4).
     Returns the same of D = max_detections each, by falling score; zeros and the label -1 where not valid.
     """
     indices, kept = nms(boxes, scores, iou_threshold, max_detections, valid, labels, under_xla)
-    boxes = ops.where(kept[..., None], take_rows(boxes, indices), 0.0)
+    boxes, *carried = (ops.where(kept[..., None], take_rows(array, indices), 0.0) for array in (boxes, *carried))
     labels = ops.where(kept, take_rows(labels, indices), -1)
-    return boxes, labels, ops.where(kept, take_rows(scores, indices), 0.0), kept
+    return boxes, labels, ops.where(kept, take_rows(scores, indices), 0.0), kept, *carried
 
 
 def nms(boxes, scores, iou_threshold, max_detections, valid=None, labels=None, under_xla=False):

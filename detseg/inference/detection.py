@@ -14,36 +14,51 @@ PLAIN = DetectionPredictionOptions()
 class DetectionInference:
     """A detector as a function of uint8 images (H, W, C) of any size -> Prediction, also while it trains.
 
-    model:   FasterRCNN, RetinaNet, or what has their `detect` and `options`.
-    resize:  the config's data.resize. With {shorter, longer} images are padded to training's few shapes, otherwise to
-             multiples of 32.
+    model:    FasterRCNN, RetinaNet, FastRCNN, or what has their `detect` and `options`.
+    resize:   the config's data.resize. With {shorter, longer} images are padded to training's few shapes, otherwise to
+              multiples of 32.
+    propose:  for a model that is given proposals: function image -> proposals (P, 4), for images that come without.
     """
 
-    def __init__(self, model, resize=None):
-        self._model, self._resize, self._compiled = model, resize, {}
+    def __init__(self, model, resize=None, propose=None):
+        self._model, self._resize, self._propose, self._compiled = model, resize, propose, {}
 
-    def __call__(self, image, options=PLAIN):
-        """The Prediction of one image. options: DetectionPredictionOptions."""
-        return self.batch([image], options)[0]
+    def __call__(self, image, options=PLAIN, proposals=None):
+        """The Prediction of one image. options: DetectionPredictionOptions; proposals: (P, 4), or None to find them."""
+        return self.batch([image], options, None if proposals is None else [proposals])[0]
 
-    def batch(self, images, options=PLAIN):
-        """The Predictions of images of one size, list of (H, W, C), which go through the model together."""
+    def batch(self, images, options=PLAIN, proposals=None):
+        """The Predictions of images of one size, list of (H, W, C), which go through the model together.
+
+        proposals:  list of (P, 4), as of `__call__`.
+        """
         size = images[0].shape[:2]
         resized = [resize_image(image, *resized_size(self._resize, *size)) for image in images]
         height, width = resized[0].shape[:2]
         padded = padded_images(resized, single_image_shape(self._resize, (height, width)))
-        sizes = np.array([[height, width]] * len(images), "float32")
-        detections = [np.asarray(part) for part in self._detect(options)(padded, sizes)]
+        inputs = [padded, np.array([[height, width]] * len(images), "float32")]
         factors = np.array([size[1] / width, size[0] / height] * 2, "float32")  # 1 where nothing was resized
+        if self._propose is not None:
+            inputs.append(self._proposal_batch(images, proposals) / factors)
+        detections = [np.asarray(part) for part in self._detect(options)(*inputs)]
         limits = np.array([size[1], size[0]] * 2, "float32")
         predictions = []
-        for boxes, labels, scores, valid in zip(*detections, strict=True):
+        for boxes, labels, scores, valid, *sources in zip(*detections, strict=True):
             if options.score_threshold is not None:
                 valid = valid & (scores > options.score_threshold)
             kept = np.flatnonzero(valid)[: options.max_detections]
             boxes, labels = np.minimum(boxes[kept] * factors, limits), labels[kept].astype("int64")
-            predictions.append(Prediction(boxes=boxes, labels=labels, scores=scores[kept]))
+            sources = {"proposals": sources[0][kept] * factors} if sources else {}
+            predictions.append(Prediction(boxes=boxes, labels=labels, scores=scores[kept], **sources))
         return predictions
+
+    def _proposal_batch(self, images, proposals):
+        """float32 (B, P, 4) of the images' proposals, P as the model takes them; zeros where there are fewer."""
+        batch = np.zeros((len(images), self._model.options.test_proposals, 4), "float32")
+        for row, image, given in zip(batch, images, proposals or [None] * len(images), strict=True):
+            found = self._propose(image) if given is None else given
+            row[: len(found)] = found[: len(row)]
+        return batch
 
     def _detect(self, options):
         """The compiled function for these options. Those within the model's own only choose among what that finds, so
@@ -55,8 +70,10 @@ class DetectionInference:
         )
         if key not in self._compiled:
             under_xla = keras.backend.backend() == "jax"
-            arguments = ((None, None, None, self._model.channels), "uint8"), ((None, 2), "float32")
+            arguments = [((None, None, None, self._model.channels), "uint8"), ((None, 2), "float32")]
+            if self._propose is not None:
+                arguments.append(((None, own.test_proposals, 4), "float32"))
             self._compiled[key] = compile_for(
-                self._model, lambda images, sizes: self._model.detect(images, sizes, *key, under_xla), *arguments
+                self._model, lambda *inputs: self._model.detect(*inputs, *key, under_xla), *arguments
             )
         return self._compiled[key]

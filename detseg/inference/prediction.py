@@ -24,6 +24,9 @@ class Prediction:
     labels:         int64 (N,), 0..K-1.
     scores:         float32 (N,).
     masks:          N compressed RLEs.
+    proposals:      float32 (N, 4), the proposal that each box was moved from, where a model is given proposals.
+    without_regression:  Prediction of the same image by the same scores with boxes where the proposals are, where the
+                    model moves boxes by regressors that were fitted afterwards (R-CNN); to be scored beside it.
     classes:        tuple of K names, index = label; given by `Predictor.predict`, like
     image:          the image that was predicted, uint8 (H, W, C), and
     category_ids:   tuple of K, the ids that the classes have in the data; None: counted from 1.
@@ -35,6 +38,8 @@ class Prediction:
     labels: np.ndarray | None = None
     scores: np.ndarray | None = None
     masks: list | None = None
+    proposals: np.ndarray | None = None
+    without_regression: "Prediction | None" = field(default=None, repr=False)
     classes: tuple[str, ...] = ()
     image: np.ndarray | None = field(default=None, repr=False)
     category_ids: Sequence[int] | None = None

@@ -132,8 +132,7 @@ def draw_detections(image, boxes, labels, classes, scores=None, masks=None, opac
     masks:   N compressed RLEs of (H, W), or None.
     Returns  uint8 (zoom * H, zoom * W, 3), RGB.
     """
-    longest, shortest = max(image.shape[:2]), min(image.shape[:2])
-    zoom = int(np.clip(-(-_SMALLEST_SIDE // shortest), 1, max(1, _LONGEST_ENLARGED // longest)))
+    zoom = zoom_of(image)
     colours = class_colours(classes)[np.asarray(labels, int) % 256].tolist()
     order = np.argsort(np.zeros(len(boxes)) if scores is None else scores, kind="stable")
     drawn = np.repeat(np.repeat(as_rgb(image), zoom, 0), zoom, 1)
@@ -142,7 +141,7 @@ def draw_detections(image, boxes, labels, classes, scores=None, masks=None, opac
             _draw_mask(drawn, masks[i], colours[i], zoom, opacity)
     corners = np.rint(np.asarray(boxes, np.float64).reshape(-1, 4) * zoom).astype(int)
     corners[:, 2:] = np.maximum(corners[:, 2:] - 1, corners[:, :2])  # the last pixel that is inside
-    line = _line_width(drawn.shape)
+    line = line_width(drawn.shape)
     edge = line + 2 * max(1, round(line / 3))  # shows on any ground
     for i in order:
         cv2.rectangle(drawn, corners[i, :2].tolist(), corners[i, 2:].tolist(), _ink(colours[i]), edge)
@@ -154,7 +153,13 @@ def draw_detections(image, boxes, labels, classes, scores=None, masks=None, opac
     return drawn
 
 
-def _line_width(shape):
+def zoom_of(image):
+    """By which whole factor drawings of boxes enlarge an image (H, W, C)."""
+    longest, shortest = max(image.shape[:2]), min(image.shape[:2])
+    return int(np.clip(-(-_SMALLEST_SIDE // shortest), 1, max(1, _LONGEST_ENLARGED // longest)))
+
+
+def line_width(shape):
     return max(2, round(min(shape[:2]) / 300))
 
 
@@ -180,7 +185,7 @@ def _draw_mask(drawn, mask, colour, zoom, opacity):
     blended = cv2.addWeighted(part, 1 - opacity, np.full_like(part, colour), opacity, 0)
     np.copyto(part, blended, where=inside[..., None] != 0)
     outlines, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(drawn, outlines, -1, colour, _line_width(drawn.shape), offset=(int(x), int(y)))
+    cv2.drawContours(drawn, outlines, -1, colour, line_width(drawn.shape), offset=(int(x), int(y)))
 
 
 def _draw_name(drawn, corners, text, colour, taken):
@@ -251,5 +256,7 @@ class TruthDrawings:
     def add(self, sample, found):
         """Draws a Sample beside the Prediction of its image."""
         drawings = self.task.draw_truth_and_found(sample, found)
+        panels = [*zip(("ground truth", "prediction"), drawings, strict=True), *self.task.draw_more(sample, found)]
+        titles, drawings = zip(*panels, strict=True)
         name = sample.name.replace("/", "_")  # a COCO file_name may be a path, also one that leads out of the folder
-        write_png(self.folder / f"{name}.png", draw_side_by_side(drawings, ("ground truth", "prediction")))
+        write_png(self.folder / f"{name}.png", draw_side_by_side(drawings, titles))

@@ -7,6 +7,7 @@ import numpy as np
 
 from detseg.files import written_whole
 from detseg.metrics.arrays import mean_of_defined
+from detseg.metrics.proposals import OVERLAPS
 from detseg.metrics.voc import MIN_OVERLAP, area_average
 from detseg.report.compare import figure_label, merge_orders
 
@@ -99,6 +100,20 @@ def draw_precision_recall(curves, path, min_overlap=MIN_OVERLAP):
     axes.spines[["top", "right"]].set_visible(False)
     labels = [f"{name} {averages[name]:.3f}" if curves[name].object_count else f"{name} (no objects)" for name in order]
     _save(figure, path, axes.lines, labels, loc="outside right upper", ncols=columns, fontsize="small")
+
+
+def draw_recall(scores, path):
+    """Draws the share of objects that the first proposals cover over their number, of `ProposalScores`."""
+    figure = _figure(6, 4.5)
+    axes = figure.subplots()
+    for iou, style in zip(OVERLAPS, _LINE_STYLES, strict=False):
+        counts, recall = scores.recall_curve(iou)
+        axes.plot(counts, recall, linestyle=style, color="black", label=f"IoU {iou:g}")
+    axes.set(xscale="log", ylim=(0, 1.03), xlabel="first proposals", ylabel="share of the objects found")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left")
+    _save(figure, path)
 
 
 def draw_confusion(matrix, classes, path, title=""):

@@ -49,6 +49,13 @@ class Task:
 
     # ----- training --------------------------------------------------------------------------------------------------
 
+    def complete_data(self, dataset, scan):
+        """The data set with what else the model needs of each image.
+
+        scan:  of `scan_split`, of this data set.
+        """
+        return dataset
+
     def create_batches(self, scan, augment=None):
         """The `detseg.data.loader.Batches` of the training split.
 
@@ -97,6 +104,16 @@ class Task:
             shuffle=False,  # the stream's order is random already
             verbose=0,
         )
+
+    def finish(self, training):
+        """What is left to do when the last epoch is done, with the best weights: most models need nothing."""
+
+    def is_finished(self, folder):
+        """Whether `finish` has done its work in a RunFolder."""
+        return True
+
+    def load_rest(self, model, folder):
+        """Gives a trained model what it has beside its weights: what `finish` left in a RunFolder."""
 
     # ----- inference -------------------------------------------------------------------------------------------------
 
@@ -147,6 +164,10 @@ class Task:
     def draw_truth_and_found(self, sample, found):
         """Two drawings, uint8 (H, W', 3) of one height: a Sample's ground truth, and what was found in its image."""
         raise NotImplementedError
+
+    def draw_more(self, sample, found):
+        """(title, drawing) of what else is worth seeing of an image, of the same height: list."""
+        return []
 
     def create_writer(self, output, options, category_ids=None, voc_xml=False, voc_boxes=None):
         """What writes predictions into the folder `output`: see writers.py.

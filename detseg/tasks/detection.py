@@ -10,13 +10,18 @@ from detseg.data.augment import resized_size
 from detseg.data.buckets import bucket_groups, describe_buckets, object_arrays, object_batch, shape_buckets
 from detseg.data.loader import Batches
 from detseg.data.masks import encode_masks
+from detseg.data.proposals import WithProposals, load_proposals
 from detseg.detection.anchors import anchor_recall
+from detseg.detection.fast_rcnn import FastRCNN
 from detseg.detection.faster_rcnn import FasterRCNN
+from detseg.detection.rcnn import RCNN
 from detseg.detection.retinanet import RetinaNet
+from detseg.detection.selective_search import selective_search
 from detseg.errors import UserError
 from detseg.inference.detection import DetectionInference
 from detseg.inference.prediction import DetectionPredictionOptions
 from detseg.report.drawing import draw_detections
+from detseg.report.drawing_proposals import draw_proposals, draw_regression
 from detseg.tasks.base import Task
 from detseg.tasks.detection_scores import DetectionTaskScores, format_detection_scores
 from detseg.tasks.training_size import training_shapes
@@ -24,7 +29,7 @@ from detseg.tasks.writers import DetectionWriter
 
 logger = logging.getLogger("detseg")
 
-DETECTORS = {"faster_rcnn": FasterRCNN, "retinanet": RetinaNet}  # by model.name
+DETECTORS = {"rcnn": RCNN, "fast_rcnn": FastRCNN, "faster_rcnn": FasterRCNN, "retinanet": RetinaNet}  # by model.name
 
 IGNORE_LABEL = 255  # what augmentation gives padding in label maps, of which detection has none
 LOW_RECALL = 0.9  # of anchors: below it there is a warning
@@ -50,9 +55,10 @@ class DetectionTask(Task):
         shapes, buckets = self._shapes_and_buckets(scan)
         augmented = self.create_augmentation(augment, IGNORE_LABEL)
         room = max(self.config.model.max_objects or int(scan.object_counts.max()), 1)
+        most = self.config.model.train_proposals if self.config.model.reads_proposals else None
         return Batches(
             prepare=lambda sample, rng: object_arrays(augmented(sample, rng)),
-            collate=functools.partial(object_batch, buckets=buckets, max_objects=room),
+            collate=functools.partial(object_batch, buckets=buckets, max_objects=room, max_proposals=most),
             groups=bucket_groups(scan.image_sizes, self.config.data.resize, buckets) if shapes.size is None else None,
         )
 
@@ -60,10 +66,37 @@ class DetectionTask(Task):
         shapes, resize = training_shapes(self.config.augmentation), self.config.data.resize
         return shapes, shape_buckets(resize, shapes.size, scan.image_sizes, shapes.scale, shapes.is_turned)
 
+    def complete_data(self, dataset, scan):
+        """With the proposals of data.proposals, where the model is given some and the data set has none of its own."""
+        model, files = self.config.model, self.config.data.proposals
+        if model is None or not model.reads_proposals or (files is None and dataset.proposals(0) is not None):
+            return dataset
+        if files is None:
+            raise UserError(
+                f"data.proposals: null, but model.name: {model.name} is given proposals; name a folder for them, such "
+                "as {folder: proposals/mine}, and run `detseg proposals --config FILE`"
+            )
+        return WithProposals(dataset, load_proposals(self.config.data, dataset, scan.image_sizes))
+
+    def propose(self, image):
+        """Proposals (P, 4) for an image that comes without, by Selective Search as data.proposals says."""
+        files = self.config.data.proposals
+        if files is not None and files.mode == "file":
+            raise UserError(
+                "data.proposals.mode: file; this image is not one of its splits', so there are no proposals for it; "
+                "--set data.proposals.mode=fast finds some"
+            )
+        mode, seed = ("fast", 0) if files is None else (files.mode, files.seed)
+        return selective_search(image, mode, seed)
+
     def check_training_data(self, scan, dataset):
-        """UserError where there is no object, or more than model.max_objects in an image."""
+        """UserError where there is no object, or an image has too many."""
         if not scan.class_objects.any():
             raise UserError(f"data.train: no object in {len(dataset)} images; expected boxes to learn from")
+        self.check_room(scan, dataset)
+
+    def check_room(self, scan, dataset):
+        """UserError where an image has more objects than batches have room for."""
         room = self.config.model.max_objects
         over = np.flatnonzero(scan.object_counts > (room or np.inf))
         if len(over):
@@ -83,6 +116,8 @@ class DetectionTask(Task):
         groups = None if shapes.varies else bucket_groups(scan.image_sizes, resize, buckets)
         logger.info(describe_buckets(buckets, groups, self.config.train.batch_size))
         boxes = scan.boxes_at([resized_size(resize, *size) for size in scan.image_sizes])
+        if model.options.reads_proposals:
+            return
         recall, missed = anchor_recall(model.anchors, boxes)
         if recall < LOW_RECALL:
             width, height = np.median(missed[:, 2:] - missed[:, :2], axis=0)
@@ -98,7 +133,8 @@ class DetectionTask(Task):
         return {"score_threshold": max(SHOWN_FROM, own)}
 
     def create_inference(self, model):
-        return DetectionInference(model, self.config.data.resize)
+        propose = self.propose if model.options.reads_proposals else None
+        return DetectionInference(model, self.config.data.resize, propose)
 
     def create_scores(self, extra=False, masks=False):
         """extra: bool, for files and drawings too (`write_scores`). masks: bool, scores of masks too."""
@@ -120,6 +156,18 @@ class DetectionTask(Task):
         truth = (objects.boxes, objects.labels, self.classes, None, true_masks)
         parts = (found.boxes[shown], found.labels[shown], self.classes, found.scores[shown], masks)
         return draw_detections(sample.image, *truth), draw_detections(sample.image, *parts)
+
+    def draw_more(self, sample, found):
+        """The proposals, and the detections that are shown before and after they were moved from theirs."""
+        panels = []
+        if sample.proposals is not None:
+            panels.append(("proposals", draw_proposals(sample.image, sample.proposals, sample.objects.boxes)))
+        if found.proposals is not None:
+            shown = np.flatnonzero(np.asarray(found.scores) > self.shown_options()["score_threshold"])
+            parts = [part[shown] for part in (found.proposals, found.boxes, found.labels)]
+            drawing = draw_regression(sample.image, *parts, self.classes, found.scores[shown])
+            panels.append(("before and after regression", drawing))
+        return panels
 
     def voc_list(self, dataset):
         """The name of the list in VOC's layout that a dataset reads; None in others."""

@@ -21,6 +21,7 @@ class DetectionTaskScores:
         self._classes = classes
         self._masks = masks
         self._scores = DetectionScores(classes, masks)
+        self._plain_scores = None  # of Prediction.without_regression, where there are such
         self._predictions = [] if keep_predictions else None
         self._max_detections = max_detections
         self._images_over = 0  # images with more objects than the model can find
@@ -40,11 +41,18 @@ class DetectionTaskScores:
         flags = {"is_crowd": objects.is_crowd, "difficult": objects.difficult, "areas": objects.areas}
         both = (objects.boxes, objects.labels, found.boxes, found.labels, found.scores)
         self._scores.update(*both, **flags, **masks, image_id=image_id)
+        if (plain := found.without_regression) is not None:
+            self._plain_scores = self._plain_scores or DetectionScores(self._classes)
+            both = (objects.boxes, objects.labels, plain.boxes, plain.labels, plain.scores)
+            self._plain_scores.update(*both, **flags, image_id=image_id)
         if self._predictions is not None:
             self._predictions.append(found)
 
     def result(self):
         """The scores as in evaluation/SPLIT.json; undefined ones are nan.
+
+        Of a model whose boxes are moved by regressors that were fitted afterwards, without_regression {coco, voc} has
+        the scores of the same detections where their proposals are.
 
         Where images have more objects than the model gives detections, so that it can't find all, there is
         images_over_model_max_detections {images, max_detections}, like COCO's images_over_max_detections.
@@ -53,6 +61,9 @@ class DetectionTaskScores:
         if self._images_over:
             over = {"images": self._images_over, "max_detections": self._max_detections}
             result["images_over_model_max_detections"] = over
+        if self._plain_scores is not None:
+            plain = self._plain_scores.result()
+            result["without_regression"] = {name: plain[name] for name in ("coco", "voc")}
         return result
 
     def write(self, dataset, folder, name, voc_list=None):
@@ -98,4 +109,21 @@ def format_detection_scores(result):
         f"{result['split']}: AP {coco['AP']:.4f}, AP50 {coco['AP50']:.4f} (COCO, by {result['engine']}); mAP "
         f"{voc['mAP']:.4f}, with the 11-point rule {voc['mAP07']:.4f} (VOC); {result['images']} images{speed}"
     )
+    if "without_regression" in result:
+        lines += _regression_lines(result)
     return "\n".join(lines)
+
+
+def _regression_lines(result):
+    """A table: the scores without bounding-box regression, with it, and what it brings."""
+    columns = [result["without_regression"], result]
+    lines = [f"{'':6}  {'no regression':>13}  {'regression':>10}  {'gain':>7}"]
+    for name, section, key in (
+        ("AP", "coco", "AP"),
+        ("AP50", "coco", "AP50"),
+        ("AP75", "coco", "AP75"),
+        ("mAP", "voc", "mAP"),
+    ):
+        before, after = (column[section][key] for column in columns)
+        lines.append(f"{name:6}  {before:13.4f}  {after:10.4f}  {after - before:+7.4f}")
+    return lines

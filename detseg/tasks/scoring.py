@@ -33,7 +33,8 @@ def score_dataset(task, inference, dataset, workers=2, progress=None, scores=Non
     for index, sample in enumerate(samples):
         begin = time.perf_counter()
         try:
-            prediction = inference(sample.image)
+            given = {} if sample.proposals is None else {"proposals": sample.proposals}
+            prediction = inference(sample.image, **given)
         except UserError as error:
             raise UserError(f"{sample.path or dataset.names[index]}: {error}") from error
         model_seconds.append(time.perf_counter() - begin)

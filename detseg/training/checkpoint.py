@@ -82,16 +82,19 @@ def check_resumed(config, folder, own):
         logger.info("%s: the run was stopped before its first epoch ended; it starts from the beginning", folder.path)
 
 
-def check_goes_on(config, folder, progress):
-    """UserError where nothing is left to do for a run with this progress (of `restore_state`)."""
-    epochs, epochs_before = config.train.epochs, folder.read_config().train.epochs
-    if progress["epoch"] >= epochs and folder.best_weights.is_file():
-        raise UserError(f"{folder.path}: all {epochs} epochs are done; raise train.epochs to go on")
-    if progress.get("finished") and progress["epoch"] < epochs_before and epochs <= epochs_before:
-        raise UserError(
-            f"{folder.path}: early stopping ended the training after epoch {progress['epoch']}; raise train.epochs "
-            "to go on"
-        )
+def no_epoch_is_left(config, folder, progress):
+    """Whether a run with this progress (of `restore_state`) has had its epochs, or early stopping ended it."""
+    was_stopped = progress.get("finished") and config.train.epochs <= folder.read_config().train.epochs
+    return progress["epoch"] >= config.train.epochs or bool(was_stopped)
+
+
+def nothing_left_error(config, folder, progress):
+    """The UserError for a run that has nothing left to do."""
+    done, epochs = progress["epoch"], config.train.epochs
+    reason = (
+        f"early stopping ended the training after epoch {done}" if done < epochs else f"all {epochs} epochs are done"
+    )
+    return UserError(f"{folder.path}: {reason}; raise train.epochs to go on")
 
 
 def _listed(names):

@@ -18,7 +18,7 @@ from detseg.process import accelerators, loader_threads, make_deterministic, mod
 from detseg.tasks import create_task
 from detseg.tasks.base import Task
 from detseg.training.callbacks import KeepLast, Record, SaveState, StopOnNonFiniteLoss, Validate
-from detseg.training.checkpoint import check_goes_on, check_resumed, restore_state
+from detseg.training.checkpoint import check_resumed, no_epoch_is_left, nothing_left_error, restore_state
 from detseg.training.optimizers import create_optimizer
 from detseg.training.run_folder import RunFolder
 from detseg.training.run_log import run_log
@@ -45,6 +45,7 @@ class Training:
     stream: SampleStream  # of the whole training, from its first epoch on
     steps_per_epoch: int
     progress: dict  # kept in the state. epoch: int, how many are done; best: {"score", "epoch"} or None; finished: bool
+    is_fitted: bool = False  # whether no epoch is left
     callbacks: Sequence[keras.callbacks.Callback] = ()  # loss check, validation, record, state
 
     def batches(self):
@@ -96,6 +97,7 @@ def train(
         write_log_to(folder.log)
         _describe(training)
         _fit(training)
+        training.task.finish(training)
     return folder
 
 
@@ -125,13 +127,16 @@ def _prepare(config, folder, has_state, own):
 
     if has_state:
         progress = restore_state(folder.state, model)
-        check_goes_on(config, folder, progress)
+        is_fitted = no_epoch_is_left(config, folder, progress)
+        if is_fitted and folder.best_weights.is_file() and task.is_finished(folder):
+            raise nothing_left_error(config, folder, progress)
         folder.continue_from(progress["epoch"], config)
     else:
-        progress = {"epoch": 0, "best": None, "finished": False}
+        progress, is_fitted = {"epoch": 0, "best": None, "finished": False}, False
         model_facts = {"parameters": model.count_params(), "score_name": task.score_name, "from_python": sorted(own)}
         folder.create(config, task.classes, class_weights, train_set.category_ids, model_facts)
-    return Training(config, folder, task, model, train_set, val_set, scan, stream, steps_per_epoch, progress)
+    sets = (train_set, val_set, scan, stream, steps_per_epoch)
+    return Training(config, folder, task, model, *sets, progress, is_fitted)
 
 
 def _read_data(config, folder, has_state, own):
@@ -150,8 +155,11 @@ def _read_data(config, folder, has_state, own):
         check_classes(val_set, train_set.classes, "data.train")
     scan = scan_split(train_set, task.name)
     task.check_training_data(scan, train_set)
+    train_set = task.complete_data(train_set, scan)
     if val_set is not None:
-        task.check_validation_data(scan_split(val_set, task.name))
+        val_scan = scan_split(val_set, task.name)
+        task.check_validation_data(val_scan)
+        val_set = task.complete_data(val_set, val_scan)
     return train_set, val_set, task, scan
 
 
@@ -170,7 +178,9 @@ def _describe(training):
 
 def _fit(training):
     task, best_weights = training.task, training.folder.best_weights
-    if training.progress["epoch"] >= training.config.train.epochs:  # killed between the last state and the weights
+    if training.is_fitted:
+        if best_weights.is_file():
+            return
         with averaged_weights(training.model):
             save_weights(training.model, best_weights)
     else:

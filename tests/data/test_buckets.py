@@ -107,7 +107,7 @@ def random_item(rng, name, channels=3):
     count = int(rng.integers(0, 6))
     corners = np.sort(rng.uniform(0, 1, (count, 2, 2)), axis=1) * [width, height]
     boxes = corners.reshape(count, 4).astype(np.float32)
-    return name, image, boxes, rng.integers(0, 9, count), rng.random(count) < 0.3
+    return name, image, boxes, rng.integers(0, 9, count), rng.random(count) < 0.3, None
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.sampled_from([1, 3, 4]), st.integers(5, 7))
@@ -125,7 +125,7 @@ def test_images_and_objects_stay_as_they_are_and_the_rest_is_padding(seed, count
         "image_sizes": ((count, 2), np.float32),
     }
     fill = {1: [117], 3: [124, 116, 104], 4: [117] * 4}[channels]
-    for i, (_, image, boxes, labels, is_crowd) in enumerate(items):
+    for i, (_, image, boxes, labels, is_crowd, _) in enumerate(items):
         height, width = truth["image_sizes"][i].astype(int)
         np.testing.assert_array_equal(images[i, :height, :width], image)
         assert (images[i, height:] == fill).all()
@@ -152,14 +152,21 @@ def test_what_is_seen_in_a_box_of_the_sample_is_seen_in_the_box_of_the_batch():
 
 
 def test_batches_without_any_object_are_padding_only():
-    item = ("empty", np.zeros((8, 8, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, int), np.zeros(0, bool))
+    item = (
+        "empty",
+        np.zeros((8, 8, 3), np.uint8),
+        np.zeros((0, 4), np.float32),
+        np.zeros(0, int),
+        np.zeros(0, bool),
+        None,
+    )
     _, truth = object_batch([item, item], BUCKETS, 1)
     assert truth["labels"].tolist() == [[-1], [-1]]
 
 
 def test_more_objects_than_there_is_room_for_are_refused_with_image_and_count():
     item = random_item(np.random.default_rng(0), "few")
-    crowded = ("cells.png", np.zeros((8, 8, 3), np.uint8), np.zeros((7, 4)), np.zeros(7, int), np.zeros(7, bool))
+    crowded = ("cells.png", np.zeros((8, 8, 3), np.uint8), np.zeros((7, 4)), np.zeros(7, int), np.zeros(7, bool), None)
     batch = partial(object_batch, buckets=BUCKETS, max_objects=6)
     with pytest.raises(UserError, match=r"^cells.png: it has 7 objects, but model.max_objects leaves room for 6\. Set"):
         batch([item, crowded])

@@ -8,7 +8,7 @@ from detseg.errors import UserError
 from detseg.fields import Section
 
 # What a reader is given are the keys of its data section, by their names, but for these.
-_NOT_OF_READERS = ("format", "root", "train", "val", "test", "resize")
+_NOT_OF_READERS = ("format", "root", "train", "val", "test", "resize", "proposals")
 _READERS = {
     "segmentation": {"voc-segmentation": VOCSegmentation, "folder": FolderSegmentation, "coco": CocoSegmentation},
     "detection": {"voc": VOCDetection, "coco": CocoDetection, "folder": InstanceFolder},
