@@ -1,128 +1,233 @@
-"""Bounding-box regression in closed form (Girshick et al.: R-CNN, arXiv 1311.2524v5, appendix C), in NumPy."""
+"""R-CNN's bounding-box regression: ridge regression in closed form (Girshick et al. 2014, appendix C).
 
+NumPy and SciPy alone. The paper is arXiv 1311.2524v5. For each class W = argmin sum |t - phi W|^2 + lambda |W|^2 over
+proposals, whose features phi have a mean norm of 20 and whose targets t are tx, ty, tw, th. As in the authors' code,
+rcnn_train_bbox_regressor.m:
+- a column of ones joins the features, and its weights, the bias, are penalised like the rest;
+- the targets are centred. The authors also whiten them by a matrix T before the fit, and multiply predictions by the
+  inverse of T. All four targets have one lambda, so T cancels: (A^-1 X'Y T) T^-1 = A^-1 X'Y. A test holds that.
+"""
+
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg
+from scipy.linalg import solve_triangular
 
-LARGEST_LOG_RATIO = np.log(1000 / 16)  # as in boxes.py
+from detseg.errors import UserError
 
+MEAN_NORM = 20.0  # of features after scaling: what lambda 1000 and the SVMs' C 0.001 were chosen for
+RIDGE = 1000.0  # lambda
+LARGEST_LOG_RATIO = math.log(1000 / 16)  # as in boxes.py, which needs Keras; a test holds that both decode alike
+BLOCK_SIZE = 512  # rows or columns that are float64 at a time: 65 MB where there are 16,000 of the other
+DIVERGED = "Has the fine-tuning diverged? Train again with a lower train.optimizer.learning_rate"
 
-def encode_targets(boxes, proposals):
-    """The targets tx, ty, tw, th that move proposals onto boxes (eq. 6-9), as `boxes.encode_boxes` without Keras.
-
-    boxes, proposals:  (n, 4), x1 y1 x2 y2 in pixels, of positive width and height.
-    Returns            float64 (n, 4).
-    """
-    gx, gy, gw, gh = _centres_and_sizes(boxes)
-    px, py, pw, ph = _centres_and_sizes(proposals)
-    return np.stack([(gx - px) / pw, (gy - py) / ph, np.log(gw / pw), np.log(gh / ph)], axis=-1)
+Batches = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 
-def decode_deltas(deltas, proposals):
-    """The boxes onto which deltas dx, dy, dw, dh move proposals (eq. 1-4), float64 (n, 4): undoes `encode_targets`."""
-    dx, dy, dw, dh = np.asarray(deltas, np.float64).T
-    px, py, pw, ph = _centres_and_sizes(proposals)
-    x, y = pw * dx + px, ph * dy + py
-    half_width = 0.5 * pw * np.exp(np.minimum(dw, LARGEST_LOG_RATIO))
-    half_height = 0.5 * ph * np.exp(np.minimum(dh, LARGEST_LOG_RATIO))
-    return np.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=-1)
-
-
-def _centres_and_sizes(boxes):
-    x1, y1, x2, y2 = np.asarray(boxes, np.float64).reshape(-1, 4).T
-    return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class BoxRegressor:
-    """What moves the proposals of one class: deltas = [scale * phi, 1] @ weights + mean.
+    """What moves the proposals of one class.
 
-    weights:       float32 (d + 1, 4), the last row that of the bias.
-    mean:          float32 (4,), of the targets.
-    scale:         of the features.
-    sample_count:  proposals that it was fitted on; of none, proposals stay where they are.
+    weights:  float32 (d, 4), for features as they are: their scale is folded in.
+    bias:     float32 (4,), the mean of the targets included.
+    samples:  pairs of proposal and object that it was fitted to; 0 for the identity, which moves nothing.
     """
 
     weights: np.ndarray
-    mean: np.ndarray
-    scale: float
-    sample_count: int
+    bias: np.ndarray
+    samples: int
 
     def deltas(self, features):
-        """float32 (n, 4): dx, dy, dw, dh of the features phi (n, d) of proposals."""
-        scaled = np.asarray(features, np.float32) * np.float32(self.scale)
-        return scaled @ self.weights[:-1] + self.weights[-1] + self.mean
+        """float32 (n, 4) dx, dy, dw, dh of proposals with features (n, d), of any float dtype and not scaled."""
+        return np.asarray(features, np.float32) @ self.weights + self.bias
 
-    def arrays(self):
-        """{name: array}, of which `from_arrays` makes it again."""
-        numbers = {"scale": np.array(self.scale), "sample_count": np.array(self.sample_count)}
-        return {"weights": self.weights, "mean": self.mean, **numbers}
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `from_arrays` takes, for an .npz file without pickle."""
+        return {"weights": self.weights, "bias": self.bias, "samples": np.array(self.samples)}
 
     @classmethod
     def from_arrays(cls, arrays):
-        return cls(arrays["weights"], arrays["mean"], float(arrays["scale"]), int(arrays["sample_count"]))
+        """The regressor of `arrays`, by name."""
+        return cls(np.asarray(arrays["weights"]), np.asarray(arrays["bias"]), int(arrays["samples"]))
 
 
-def fit_box_regressor(batches, values, scale, ridge=1000.0):
-    """Fits W = argmin sum (t - W' phi)^2 + ridge |W|^2 for the four targets (eq. 5), as the authors' code does it:
-    phi is scaled and has a last value of 1, which is penalised like the others, and the targets are centred. The code
-    whitens them too, and undoes it; W being linear in the targets, with one lambda for all, that changes nothing.
+def feature_scale(norms):
+    """The factor that brings features of `norms` (n,) to a mean norm of 20 (rcnn_scale_features.m).
 
-    batches:   function of no arguments -> iterator of (features (n, d), targets (n, 4)), the same at each call.
-    values:    d.
-    scale:     of the features, to the mean norm 20 for which a ridge of 1000 is given.
-    ridge:     lambda > 0.
-    Returns    BoxRegressor. Where there are n >= d samples, the normal equations (d + 1, d + 1) are summed up batch by
-               batch; of fewer, the dual ones (n, n), from W = X' (X X' + ridge I)^-1 T. Memory: one such matrix of
-               float64 (2.1 GB of d = 16384) beside a batch; the dual form also holds its n features, as float32.
+    Raises UserError where there is none: no features, all of them zero, or some not finite.
     """
-    targets = np.concatenate([np.zeros((0, 4)), *(np.asarray(t, np.float64) for _, t in batches())])  # (n, 4)
+    mean = float(np.mean(norms, dtype=np.float64)) if len(norms) else 0.0
+    if not (math.isfinite(mean) and mean > 0):
+        raise UserError(
+            f"{len(norms)} features of regions have a mean norm of {mean}: expected a positive number. {DIVERGED}"
+        )
+    return MEAN_NORM / mean
+
+
+def check_finite(values, what):
+    """Raises UserError that names `what`, unless all values are finite."""
+    if not np.isfinite(values).all():
+        raise UserError(f"{what}: features of regions are not finite, or beyond float16's 65504. {DIVERGED}")
+
+
+def fit_box_regressor(batches: Batches, feature_size: int, feature_scale: float, ridge: float = RIDGE) -> BoxRegressor:
+    """The regressor of one class.
+
+    batches:        function that returns an iterator of features (n, feature_size), of any float dtype and not scaled,
+                    with targets (n, 4) from `encode_targets`. Called twice, and must give the same samples in the same
+                    order; how they are cut into batches changes nothing.
+                    The first time, only the targets are read: features may be slices of a memory map.
+    feature_scale:  what `feature_scale` returned for the features.
+    ridge:          lambda, above 0.
+    Returns         the regressor; without samples the identity, whose `samples` are 0.
+    Raises          UserError for features that aren't finite, ValueError for arrays of other shapes.
+
+    Memory: with n samples of d values, one n x n matrix in float64 and the features in their own dtype where n <= d
+    (dual form), else one d x d matrix in float64 (2 GB for d = 16,000); besides, four blocks of `BLOCK_SIZE` rows.
+    """
+    if not ridge > 0:
+        raise ValueError(f"ridge: {ridge}, expected a number above 0")
+    targets = [np.zeros((0, 4))]
+    for features, some in batches():
+        if features.shape != (len(some), feature_size) or some.shape[1:] != (4,):
+            raise ValueError(
+                f"features {features.shape}, targets {some.shape}: expected (n, {feature_size}) and (n, 4)"
+            )
+        targets.append(np.asarray(some, np.float64))
+    targets = np.concatenate(targets)  # (n, 4)
     count = len(targets)
-    if not count:
-        return BoxRegressor(np.zeros((values + 1, 4), np.float32), np.zeros(4, np.float32), scale, 0)
-    mean = targets.mean(axis=0)
-    solve = _solve_primal if count > values else _solve_dual
-    weights = solve(batches, targets - mean, values + 1, scale, ridge)  # (d + 1, 4)
-    return BoxRegressor(weights.astype(np.float32), mean.astype(np.float32), scale, count)
+    if count == 0:
+        return BoxRegressor(np.zeros((feature_size, 4), np.float32), np.zeros(4, np.float32), 0)
+    mean = targets.mean(0)
+    solve = _solve_dual if count <= feature_size else _solve_primal
+    weights = solve(_finite_features(batches), targets - mean, feature_size, feature_scale, ridge)
+    # [phi * scale, 1] @ weights + mean = phi @ (scale * weights[:-1]) + (weights[-1] + mean)
+    scaled = (weights[:-1] * feature_scale).astype(np.float32)
+    return BoxRegressor(scaled, (weights[-1] + mean).astype(np.float32), count)
 
 
-def _scaled(features, scale):
-    """float64 (n, d + 1): features as the regressor has them, with a last column of ones."""
-    features = np.asarray(features, np.float64) * scale
-    return np.concatenate([features, np.ones((len(features), 1))], axis=1)
-
-
-def _solve_primal(batches, targets, width, scale, ridge):
-    """(X'X + ridge I)^-1 X'T."""
-    gram, products, start = np.zeros((width, width), order="F"), np.zeros((width, targets.shape[1])), 0
+def _finite_features(batches):
     for features, _ in batches():
-        x = _scaled(features, scale)
-        # In place, the upper triangle alone: gram += x' x
-        gram = linalg.blas.dsyrk(1.0, x.T, beta=1.0, c=gram, overwrite_c=True)
-        products += x.T @ targets[start : start + len(x)]
-        start += len(x)
-    return _solve(gram, products, ridge)
+        check_finite(features, "box regression")
+        yield features
 
 
-def _solve_dual(batches, targets, width, scale, ridge):
-    """X' (XX' + ridge I)^-1 T."""
-    rows = np.concatenate([np.asarray(features, np.float32) for features, _ in batches()])  # (n, d)
-    gram = np.zeros((len(rows), len(rows)), order="F")
-    step = max(1, 2**21 // width)
-    for start in range(0, len(rows), step):
-        x = _scaled(rows[start : start + step], scale)
-        for other in range(0, start + step, step):
-            gram[other : other + step, start : start + step] = _scaled(rows[other : other + step], scale) @ x.T
-    coefficients = _solve(gram, targets, ridge)
-    return sum(
-        _scaled(rows[start : start + step], scale).T @ coefficients[start : start + step]
-        for start in range(0, len(rows), step)
-    )
+def _solve_primal(batches, targets, size, scale, ridge):
+    """(X'X + lambda I)^-1 X'Y, float64 (size + 1, 4)."""
+    gram = np.eye(size + 1)
+    gram *= ridge
+    products = np.zeros((size + 1, 4))
+    start = 0
+    for block in _blocks(batches, size, scale):  # (rows, size + 1)
+        _add_products(gram, block.T, block.T)
+        products += block.T @ targets[start : start + len(block)]
+        start += len(block)
+    return _solve(gram, products)
 
 
-def _solve(gram, products, ridge):
-    """(gram + ridge I)^-1 products; of gram, which is overwritten, the upper triangle is read."""
-    gram[np.diag_indices_from(gram)] += ridge
-    factor = linalg.cho_factor(gram, overwrite_a=True, check_finite=False)
-    return linalg.cho_solve(factor, products, check_finite=False)
+def _solve_dual(batches, targets, size, scale, ridge):
+    """X' (X X' + lambda I)^-1 Y, the same by the smaller matrix of samples."""
+    features = np.concatenate(list(batches))  # (n, size), in their own dtype
+    gram = np.eye(len(features))
+    gram *= ridge
+    gram += 1  # the bias column's products
+    columns = [slice(start, start + BLOCK_SIZE) for start in range(0, size, BLOCK_SIZE)]
+    for some in columns:
+        block = features[:, some].astype(np.float64) * scale
+        _add_products(gram, block, block)
+    solved = _solve(gram, targets)  # (n, 4)
+    weights = [features[:, some].astype(np.float64).T @ solved * scale for some in columns]
+    return np.concatenate([*weights, solved.sum(0, keepdims=True)])
+
+
+def _add_products(matrix, rows, others):
+    """Adds rows others', each (m, k), to the lower triangle of the matrix (m, m), in place; the upper is undefined."""
+    for start in range(0, len(matrix), BLOCK_SIZE):
+        stop = start + BLOCK_SIZE
+        matrix[start:stop, :stop] += rows[start:stop] @ others[:stop].T
+
+
+def _solve(matrix, right):
+    """The solution (m, 4) for a positive definite matrix of which the lower triangle is given, which is overwritten.
+
+    Cholesky's factorisation in blocks. SciPy's is not used: for 16,000 values, OpenBLAS 0.3.30's dpotrf ends a process
+    of several threads with a segmentation fault (see OpenBLAS issue 2821).
+    """
+    solution = np.array(right)
+    starts = range(0, len(matrix), BLOCK_SIZE)
+    for start in starts:  # L L' = matrix, and L y = right on the way
+        here, below = slice(start, start + BLOCK_SIZE), slice(start + BLOCK_SIZE, None)
+        matrix[here, here] = corner = np.linalg.cholesky(matrix[here, here])
+        solution[here] = solve_triangular(corner, solution[here], lower=True)
+        if len(matrix[below]):
+            matrix[below, here] = panel = solve_triangular(corner, matrix[below, here].T, lower=True).T
+            solution[below] -= panel @ solution[here]
+            _add_products(matrix[below, below], panel, -panel)
+    for start in reversed(starts):  # L' x = y
+        here, below = slice(start, start + BLOCK_SIZE), slice(start + BLOCK_SIZE, None)
+        known = solution[here] - matrix[below, here].T @ solution[below]
+        solution[here] = solve_triangular(matrix[here, here], known, lower=True, trans=1)
+    return solution
+
+
+def _blocks(batches, size, scale):
+    """Scaled features with their column of ones, float64 (BLOCK_SIZE, size + 1), fewer rows in the last block.
+
+    Batches may be a few rows each, as an image has; adding those to the Gram matrix one by one would take far longer.
+    Each block is overwritten by the next.
+    """
+    block, filled = np.ones((BLOCK_SIZE, size + 1)), 0
+    for features in batches:
+        while len(features):
+            some, features = features[: BLOCK_SIZE - filled], features[BLOCK_SIZE - filled :]
+            np.multiply(some, scale, out=block[filled : filled + len(some), :-1], dtype=np.float64)
+            filled += len(some)
+            if filled == BLOCK_SIZE:
+                yield block
+                filled = 0
+    if filled:
+        yield block[:filled]
+
+
+# ----- targets -------------------------------------------------------------------------------------------------------
+
+
+def encode_targets(boxes, proposals):
+    """Regression targets that move `proposals` onto `boxes` (R-CNN, appendix C, eq. 6-9): boxes.py's `encode_boxes`.
+
+    boxes, proposals:  (..., 4) arrays, x1 y1 x2 y2 in pixels, of positive width and height; broadcast.
+    Returns            (..., 4) float64: tx, ty in units of the proposal's size, tw, th as log ratios.
+    """
+    gx, gy, gw, gh = _centres_and_sizes(boxes)
+    px, py, pw, ph = _centres_and_sizes(proposals)
+    tx = (gx - px) / pw  # eq. 6
+    ty = (gy - py) / ph  # eq. 7
+    tw = np.log(gw / pw)  # eq. 8
+    th = np.log(gh / ph)  # eq. 9
+    return np.stack([tx, ty, tw, th], axis=-1)
+
+
+def decode_deltas(deltas, proposals):
+    """The boxes onto which predicted `deltas` move `proposals` (R-CNN, appendix C, eq. 1-4): boxes.py's `decode_boxes`.
+
+    deltas:     (..., 4); dw and dh are cut off above `LARGEST_LOG_RATIO`.
+    proposals:  (..., 4), x1 y1 x2 y2 in pixels, of positive width and height; broadcast.
+    Returns     (..., 4) float32, not clipped to an image.
+    """
+    dx, dy, dw, dh = np.moveaxis(np.asarray(deltas, np.float64), -1, 0)
+    px, py, pw, ph = _centres_and_sizes(proposals)
+    x = pw * dx + px  # eq. 1
+    y = ph * dy + py  # eq. 2
+    half_width = 0.5 * pw * np.exp(np.minimum(dw, LARGEST_LOG_RATIO))  # eq. 3
+    half_height = 0.5 * ph * np.exp(np.minimum(dh, LARGEST_LOG_RATIO))  # eq. 4
+    return np.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=-1).astype(np.float32)
+
+
+def _centres_and_sizes(boxes):
+    """x, y, width, height, each (...) float64."""
+    x1, y1, x2, y2 = np.moveaxis(np.asarray(boxes, np.float64), -1, 0)
+    if not ((x2 > x1) & (y2 > y1)).all():
+        raise ValueError("boxes without positive width and height have no regression targets")
+    return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1

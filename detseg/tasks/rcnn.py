@@ -8,7 +8,7 @@ import numpy as np
 
 from detseg.data.crops import warp_regions
 from detseg.data.loader import Batches
-from detseg.detection.box_regression import fit_box_regressor
+from detseg.detection.box_regression import feature_scale, fit_box_regressor
 from detseg.detection.region_svm import train_svms
 from detseg.errors import UserError
 from detseg.inference.rcnn import RCNNInference, RegionDescriber
@@ -19,7 +19,6 @@ from detseg.tasks.rcnn_regions import draw_crops
 
 logger = logging.getLogger("detseg")
 
-MEAN_NORM = 20.0  # of features, for which the SVMs' C and the regressors' lambda are given (the authors' code)
 HEADS, FEATURES = "heads.npz", "features"  # in the run folder
 
 
@@ -85,7 +84,7 @@ class RCNNTask(DetectionTask):
         if self.config.model.classifier != "svm" or heads.svms is not None:
             return heads
         options = self.config.model
-        scale = MEAN_NORM / (features.mean_norm("features") or 1.0)
+        scale = feature_scale(features.norms("features"))
         svms = train_svms(features.for_svms, self.classes, scale, options.svm_cost, options.svm_negative_iou)
         heads = dataclasses.replace(heads, svms=svms)
         heads.save(folder.path / HEADS)
@@ -94,14 +93,15 @@ class RCNNTask(DetectionTask):
     def _fit_regressors(self, features, heads, folder):
         if self.config.model.box_regression == "none":
             return heads
-        scale = MEAN_NORM / (features.mean_norm("maps") or 1.0)
+        norms = features.norms("maps")
+        scale = feature_scale(norms) if len(norms) else 1.0  # without any, proposals stay where they are
         for k in range(len(heads.regressors), len(self.classes)):
             batches = functools.partial(features.for_regressor, k)
             regressor = fit_box_regressor(batches, features.map_values, scale, self.config.model.regression_lambda)
-            if not regressor.sample_count:
+            if not regressor.samples:
                 logger.warning("%s: no proposal to learn from: its boxes stay where the proposals are", self.classes[k])
             else:
-                logger.info("%s: regressor of %d proposals", self.classes[k], regressor.sample_count)
+                logger.info("%s: regressor of %d proposals", self.classes[k], regressor.samples)
             heads = heads.with_regressor(regressor)
             heads.save(folder.path / HEADS)
         return heads

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from detseg.detection.box_regression import encode_targets
+from detseg.detection.box_regression import check_finite, encode_targets
 from detseg.errors import UserError
 from detseg.files import make_folder, written_whole
 from detseg.tasks.rcnn_regions import regions_of
@@ -92,11 +92,7 @@ class RegionFeatures:
     def _as_bytes(self, values, i):
         with np.errstate(over="ignore"):
             stored = values.astype(_DTYPE)
-        if not np.isfinite(stored).all():
-            raise UserError(
-                f"{self._dataset.names[i]}: the network's features are up to {np.abs(values).max():g}, float16 goes to "
-                "65504; lower train.optimizer.learning_rate or set its clip_norm"
-            )
+        check_finite(stored, self._dataset.names[i])
         return stored.tobytes()
 
     def _images_done(self):
@@ -137,10 +133,10 @@ class RegionFeatures:
 
     # ----- to learn from ---------------------------------------------------------------------------------------------
 
-    def mean_norm(self, name):
-        """The mean length of the rows of "features" or "maps"; 0 where there are none."""
-        total = sum(float(np.linalg.norm(self._rows(name, i), axis=1).sum()) for i in range(len(self._dataset)))
-        return total / max(int(self._starts[name][-1]), 1)
+    def norms(self, name):
+        """float (n,): the lengths of the rows of "features" or "maps"."""
+        norms = [np.linalg.norm(self._rows(name, i), axis=1) for i in range(len(self._dataset))]
+        return np.concatenate(norms)
 
     def for_svms(self):
         """Image by image, what `train_svms` learns from: features, is_truth, labels, overlaps."""

@@ -1,116 +1,211 @@
-"""Bounding-box regressors in closed form."""
-
+import io
 import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from detseg.detection import boxes as keras_boxes
-from detseg.detection.box_regression import BoxRegressor, decode_deltas, encode_targets, fit_box_regressor
+from detseg.detection import boxes as tensor_boxes
+from detseg.detection.box_regression import (
+    BLOCK_SIZE,
+    LARGEST_LOG_RATIO,
+    BoxRegressor,
+    _solve_dual,
+    _solve_primal,
+    decode_deltas,
+    encode_targets,
+    feature_scale,
+    fit_box_regressor,
+)
+from detseg.errors import UserError
+
+COORDINATES, SIZES = st.floats(-500, 2000, width=32), st.floats(1, 1000, width=32)
+BOXES = st.tuples(COORDINATES, COORDINATES, SIZES, SIZES).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
 
 
-def random_boxes(rng, count):
-    low = rng.uniform(-50, 400, (count, 2))
-    return np.concatenate([low, low + rng.uniform(1, 300, (count, 2))], axis=1)
-
-
-def samples(count, values, seed=0):
+def samples(count, size, seed=0, dtype="float32"):
+    """Features as a ReLU leaves them, and targets that depend on them, are correlated and have a mean."""
     rng = np.random.default_rng(seed)
-    features = rng.normal(size=(count, values)).astype(np.float32)
-    targets = features @ rng.normal(size=(values, 4)) * 0.05 + rng.normal(size=(count, 4)) * [0.1, 0.1, 0.2, 0.2] + 0.03
-    return features, targets
+    features = np.maximum(rng.normal(size=(count, size)), 0).astype(dtype)
+    mixing = rng.normal(size=(4, 4))
+    targets = features @ rng.normal(size=(size, 4)) / size @ mixing + rng.normal(size=(count, 4)) * 0.1 + 0.3
+    return features, targets.astype("float32")
 
 
-def in_batches(features, targets, size=None):
-    size = size or max(1, len(features))
-    starts = range(0, len(features), size)
-    return lambda: iter([(features[start : start + size], targets[start : start + size]) for start in starts])
+def in_batches(features, targets, size=100):
+    cuts = range(0, len(features), size)
+    return lambda: ((features[cut : cut + size], targets[cut : cut + size]) for cut in cuts)
 
 
-def test_decoding_undoes_encoding_and_both_equal_those_of_the_detectors():
-    rng = np.random.default_rng(0)
-    boxes, proposals = random_boxes(rng, 200), random_boxes(rng, 200)
-    targets = encode_targets(boxes, proposals)
-    clipped = np.abs(targets[:, 2:]).max(axis=1) < np.log(1000 / 16)
-    assert np.allclose(decode_deltas(targets, proposals)[clipped], boxes[clipped], atol=1e-9)
-    assert np.allclose(targets, keras_boxes.encode_boxes(boxes, proposals), atol=1e-5)
-    assert np.allclose(
-        decode_deltas(targets, proposals), keras_boxes.decode_boxes(targets, proposals), rtol=1e-4, atol=1e-2
+def scale_of(features):
+    return feature_scale(np.linalg.norm(features.astype("float32"), axis=1))
+
+
+def fit(features, targets, size=100, **options):
+    return fit_box_regressor(in_batches(features, targets, size), features.shape[1], scale_of(features), **options)
+
+
+def authors_deltas(features, targets, seen, ridge):
+    """rcnn_train_bbox_regressor.m and rcnn_predict_bbox_regressor.m, with scikit-learn's Ridge for the solver."""
+    from sklearn.linear_model import Ridge
+
+    scale = scale_of(features)
+    with_bias = [np.pad(x.astype("float64") * scale, ((0, 0), (0, 1)), constant_values=1) for x in (features, seen)]
+    mean = targets.astype("float64").mean(0)
+    centred = targets - mean
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+    whitening = vectors @ np.diag(1 / np.sqrt(values + 0.001)) @ vectors.T
+    colouring = vectors @ np.diag(np.sqrt(values + 0.001)) @ vectors.T
+    model = Ridge(alpha=ridge, fit_intercept=False, solver="cholesky").fit(with_bias[0], centred @ whitening)
+    return model.predict(with_bias[1]) @ colouring + mean
+
+
+@pytest.mark.parametrize(("count", "size"), [(1500, 64), (60, 200), (64, 64), (1, 32), (2, 1)])
+@pytest.mark.parametrize("ridge", [1000.0, 1.0])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_equals_the_authors_procedure_with_scikit_learns_ridge_on_whitened_targets(count, size, ridge, dtype):
+    features, targets = samples(count, size, dtype=dtype)
+    seen = samples(50, size, seed=1, dtype=dtype)[0]
+    found = fit(features, targets, ridge=ridge).deltas(seen)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, authors_deltas(features, targets, seen, ridge), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "size"), [(1200, 70), (70, 1200)])
+def test_primal_and_dual_forms_agree(count, size):
+    features, targets = samples(count, size)
+    primal, dual = (
+        solve(iter([features]), targets.astype("float64"), size, 0.7, 10.0) for solve in (_solve_primal, _solve_dual)
     )
+    np.testing.assert_allclose(primal, dual, rtol=1e-9, atol=1e-12)
 
 
-def test_hand_worked_targets():
-    targets = encode_targets([[10, 20, 50, 40]], [[0, 20, 20, 30]])
-    assert np.allclose(targets, [[(30 - 10) / 20, (30 - 25) / 10, np.log(2), np.log(2)]])
+@pytest.mark.parametrize(("count", "size"), [(BLOCK_SIZE * 2 + 3, 20), (90, 100)])
+def test_how_samples_are_cut_into_batches_changes_nothing(count, size):
+    features, targets = samples(count, size)
+    whole = fit(features, targets, count)
+    for batch in (1, 7, BLOCK_SIZE):
+        np.testing.assert_array_equal(fit(features, targets, batch).weights, whole.weights)
 
 
-@pytest.mark.parametrize(("count", "values"), [(300, 20), (15, 40), (21, 20), (1, 7)])
-@pytest.mark.parametrize("ridge", [1000.0, 0.5])
-def test_weights_equal_those_of_scikit_learns_ridge_on_whitened_targets(count, values, ridge):
-    linear_model = pytest.importorskip("sklearn.linear_model")
-    features, targets = samples(count, values)
-    scale = 1.7
-    regressor = fit_box_regressor(in_batches(features, targets, 7), values, scale, ridge)
-    centred = targets - targets.mean(axis=0)
-    variances, directions = np.linalg.eigh(centred.T @ centred / count)
-    whitening = directions @ np.diag((variances + 1e-3) ** -0.5) @ directions.T
-    columns = np.concatenate([features.astype(np.float64) * scale, np.ones((count, 1))], axis=1)
-    model = linear_model.Ridge(alpha=ridge, fit_intercept=False).fit(columns, centred @ whitening)
-    expected = model.predict(columns) @ np.linalg.inv(whitening) + targets.mean(axis=0)
-    assert np.abs(regressor.deltas(features) - expected).max() < 1e-5
-    assert np.abs(regressor.weights - model.coef_.T @ np.linalg.inv(whitening)).max() < 1e-5
+@pytest.mark.parametrize(("count", "size"), [(600, 20), (90, 100)])
+def test_the_order_of_samples_changes_nothing(count, size):
+    features, targets = samples(count, size)
+    order = np.random.default_rng(3).permutation(count)
+    one, other = fit(features, targets), fit(features[order], targets[order])
+    np.testing.assert_allclose(one.weights, other.weights, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(one.bias, other.bias, rtol=1e-5)
 
 
-def test_both_forms_of_the_equations_have_one_solution(monkeypatch):
-    from detseg.detection import box_regression
-
-    features, targets = samples(50, 30)
-    primal = fit_box_regressor(in_batches(features, targets, 9), 30, 1.0, 3.0)
-    monkeypatch.setattr(box_regression, "_solve_primal", box_regression._solve_dual)
-    dual = fit_box_regressor(in_batches(features, targets, 9), 30, 1.0, 3.0)
-    assert np.abs(primal.weights - dual.weights).max() < 1e-6
-
-
-@pytest.mark.parametrize(("count", "values"), [(64, 16), (16, 64)])
-def test_batches_and_their_order_do_not_matter(count, values):
-    features, targets = samples(count, values)
-    whole = fit_box_regressor(in_batches(features, targets), values, 1.0, 10.0)
-    order = np.random.default_rng(0).permutation(count)
-    for size in (1, 5, 64):
-        shuffled = fit_box_regressor(in_batches(features[order], targets[order], size), values, 1.0, 10.0)
-        assert np.allclose(shuffled.weights, whole.weights, atol=1e-6)
+@pytest.mark.parametrize(("count", "size"), [(2000, 30), (60, 60)])
+def test_a_vanishing_ridge_finds_the_linear_map_that_made_the_targets(count, size):
+    rng = np.random.default_rng(0)
+    features, weights, bias = rng.normal(size=(count, size)), rng.normal(size=(size, 4)), [1.0, -2.0, 0.5, 0.0]
+    targets = features @ weights + bias
+    regressor = fit(features, targets, ridge=1e-7)
+    np.testing.assert_allclose(regressor.deltas(features), targets, atol=1e-3)
+    if count > size:
+        np.testing.assert_allclose(regressor.weights, weights, atol=1e-5)
+        np.testing.assert_allclose(regressor.bias, bias, atol=1e-5)
 
 
-def test_a_linear_map_is_found_where_there_is_one():
-    rng = np.random.default_rng(1)
-    features = rng.normal(size=(400, 10)).astype(np.float16)
-    planted = rng.normal(size=(10, 4))
-    regressor = fit_box_regressor(in_batches(features, features.astype(np.float64) @ planted + 0.5), 10, 1.0, 1e-6)
-    assert np.allclose(regressor.weights[:-1], planted, atol=1e-3)
-    assert np.allclose(regressor.deltas(features), features.astype(np.float64) @ planted + 0.5, atol=1e-3)
+@pytest.mark.parametrize("batches", [[], [(np.zeros((0, 8), "float16"), np.zeros((0, 4)))]])
+def test_without_samples_the_regressor_is_the_identity(batches):
+    regressor = fit_box_regressor(lambda: iter(batches), 8, 1.0)
+    assert regressor.samples == 0
+    proposals = np.array([[1, 2, 30, 40], [5, 5, 9, 7]], "float32")
+    np.testing.assert_array_equal(decode_deltas(regressor.deltas(np.ones((2, 8))), proposals), proposals)
 
 
-def test_without_samples_proposals_stay_where_they_are():
-    regressor = fit_box_regressor(lambda: iter(()), 6, 1.0)
-    assert regressor.sample_count == 0
-    proposals = random_boxes(np.random.default_rng(0), 5)
-    assert np.allclose(decode_deltas(regressor.deltas(np.ones((5, 6))), proposals), proposals)
+def test_one_sample_predicts_its_own_target():
+    features, targets = samples(1, 16)
+    regressor = fit(features, targets)
+    assert regressor.samples == 1
+    np.testing.assert_allclose(regressor.deltas(features), targets, rtol=1e-6)
 
 
-def test_a_regressor_is_made_again_of_its_arrays():
-    regressor = fit_box_regressor(in_batches(*samples(30, 5)), 5, 2.0)
-    again = BoxRegressor.from_arrays(regressor.arrays())
-    features = samples(9, 5, seed=3)[0]
-    assert np.array_equal(again.deltas(features), regressor.deltas(features))
+def test_a_regressor_survives_its_file():
+    features, targets = samples(40, 10)
+    regressor, file = fit(features, targets), io.BytesIO()
+    np.savez(file, **regressor.arrays())
+    file.seek(0)
+    loaded = BoxRegressor.from_arrays(np.load(file, allow_pickle=False))
+    assert loaded.samples == 40
+    np.testing.assert_array_equal(loaded.deltas(features), regressor.deltas(features))
 
 
-@pytest.mark.parametrize(("count", "values", "matrix"), [(3000, 1000, 1001), (500, 8000, 500)])
-def test_memory_is_one_matrix_of_the_smaller_side_beside_a_batch(count, values, matrix):
-    features, targets = samples(count, values)
-    batches = in_batches(features.astype(np.float16), targets, 50)
+@pytest.mark.parametrize("count", [2100, 1900])  # primal, dual
+def test_memory_is_one_square_matrix_and_four_blocks(count):
+    size = 2000
+    features, targets = samples(count, size, dtype="float16")
+    scale = scale_of(features)
     tracemalloc.start()
-    fit_box_regressor(batches, values, 1.0)
+    fit_box_regressor(in_batches(features, targets), size, scale)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    rows = 2 * features.nbytes if count < values else 0  # the dual form has them, and a block of them as float64
-    assert peak < 1.2 * 8 * matrix**2 + rows + 12 * 8 * (50 * values + 4 * (values + count))
+    dual = count <= size
+    blocks = 4 * BLOCK_SIZE * size * 8
+    assert peak < min(count, size) ** 2 * 8 + blocks + features.nbytes * dual
+
+
+def test_features_are_scaled_to_a_mean_norm_of_twenty():
+    assert feature_scale(np.array([2.0, 6.0, 4.0], "float16")) == 5.0
+    for norms in ([], [0.0, 0.0], [1.0, np.inf], [np.nan]):
+        with pytest.raises(UserError, match=r"mean norm of .*diverged"):
+            feature_scale(np.array(norms))
+
+
+@pytest.mark.parametrize("count", [30, 5])  # primal, dual
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_features_that_are_no_numbers_are_refused(count, value):
+    features, targets = samples(count, 8)
+    features[3, 2] = value
+    with pytest.raises(UserError, match="box regression: features of regions are not finite"):
+        fit_box_regressor(in_batches(features, targets), 8, 1.0)
+
+
+def test_more_samples_and_values_than_a_block_still_solve_the_system():
+    features, targets = samples(BLOCK_SIZE * 3, BLOCK_SIZE * 2 + 5)
+    for count in (len(features), BLOCK_SIZE + 3):  # primal, dual
+        found = fit(features[:count], targets[:count], ridge=5.0).deltas(features)
+        expected = authors_deltas(features[:count], targets[:count], features, 5.0)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_arrays_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"expected \(n, 3\) and \(n, 4\)"):
+        fit_box_regressor(lambda: iter([(np.zeros((5, 2)), np.zeros((5, 4)))]), 3, 1.0)
+    with pytest.raises(ValueError, match="ridge"):
+        fit_box_regressor(lambda: iter([]), 3, 1.0, ridge=0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(BOXES, BOXES), min_size=1, max_size=20))
+def test_decoding_undoes_encoding_within_the_cut(pairs):
+    boxes, proposals = np.array(pairs, "float32").transpose(1, 0, 2)
+    targets = encode_targets(boxes, proposals)
+    within = (targets[:, 2:] < LARGEST_LOG_RATIO).all(1)
+    np.testing.assert_allclose(decode_deltas(targets, proposals)[within], boxes[within], rtol=1e-6, atol=1e-3)
+
+
+def test_encoding_and_decoding_equal_those_of_tensors():
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 100, (2, 50, 2))
+    boxes, proposals = np.concatenate([corners, corners + rng.uniform(1, 200, (2, 50, 2))], axis=-1).astype("float32")
+    expected = np.array(tensor_boxes.encode_boxes(boxes, proposals))
+    np.testing.assert_allclose(encode_targets(boxes, proposals), expected, rtol=1e-4, atol=1e-5)
+    deltas = rng.normal(size=(50, 4)) * [1, 1, 6, 6]  # some are cut off
+    assert (deltas[:, 2:] > LARGEST_LOG_RATIO).any()
+    expected = np.array(tensor_boxes.decode_boxes(deltas, proposals))
+    np.testing.assert_allclose(decode_deltas(deltas, proposals), expected, rtol=1e-4, atol=1e-2)
+
+
+def test_targets_by_hand():
+    proposal, box = [0, 0, 10, 20], [5, 10, 25, 20]  # centre 5 10 -> 15 15, size 10 x 20 -> 20 x 10
+    np.testing.assert_allclose(encode_targets(box, proposal), [1, 0.25, np.log(2), -np.log(2)])
+
+
+def test_boxes_without_size_have_no_targets():
+    with pytest.raises(ValueError, match="positive width and height"):
+        encode_targets([0, 0, 10, 10], [5, 5, 5, 9])
