@@ -5,11 +5,12 @@ BIN := .venv/bin
 # make quickstart QUICKSTART_SET="--set train.epochs=2" is its smallest form.
 QUICKSTART_SET ?=
 
-.PHONY: help install quickstart quickstart-detection test lint check-all clean
+.PHONY: help install quickstart quickstart-detection quickstart-rcnn test lint check-all clean
 
 help:
 	@echo "make quickstart   make data, train, evaluate and predict: from nothing to masks in minutes"
 	@echo "make quickstart-detection  the same with a detector: boxes"
+	@echo "make quickstart-rcnn       the same with Selective Search and R-CNN: what bounding-box regression brings"
 	@echo "make lint         style, the layers of the tree, the key tables of docs/configs.md"
 	@echo "make test         lint and the fast tests"
 	@echo "make check-all    also slow tests, the wheel, the oldest supported dependencies"
@@ -39,6 +40,14 @@ quickstart-detection: .venv/installed
 	$(BIN)/python tools/evaluate.py --run runs/quickstart_detection --split test
 	$(BIN)/python tools/predict.py --run runs/quickstart_detection --output runs/quickstart_detection/predictions 'data/shapes/JPEGImages/shapes_test_000*.jpg'
 	@echo "Look at the pictures: runs/quickstart_detection/predictions/*_overlay.png"
+
+quickstart-rcnn: .venv/installed
+	$(BIN)/python tools/make_shapes.py --root data/shapes
+	$(BIN)/python tools/proposals.py --config configs/quickstart_rcnn.yaml
+	rm -rf runs/quickstart_rcnn
+	$(BIN)/python tools/train.py --config configs/quickstart_rcnn.yaml --run runs/quickstart_rcnn $(QUICKSTART_SET)
+	$(BIN)/python tools/evaluate.py --run runs/quickstart_rcnn --split test --drawings 10
+	@echo "Look at the pictures: runs/quickstart_rcnn/evaluation/test_drawings/*.png"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

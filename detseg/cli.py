@@ -251,8 +251,7 @@ def _proposals(options):
 
     mode = [] if options.mode is None else [f"data.proposals.mode={options.mode}"]
     overrides = [*options.overrides, *mode]
-    for figures in make_proposals(options.config, options.split, overrides=overrides, workers=options.workers):
-        print(figures)
+    make_proposals(options.config, options.split, overrides=overrides, workers=options.workers)
 
 
 def _compare(options):

@@ -68,8 +68,8 @@ def make_proposals(
     split:      "train", "val" or "test"; None: each that the config has.
     overrides:  "a.b=c" as for --set.
     workers:    processes; None: one for each core.
-    Returns     the figures of each split. SPLIT_MODE.npz and SPLIT_MODE_recall.png are written into the folder; a call
-                that was killed goes on where it was.
+    Returns     the figures of each split, which are logged. SPLIT_MODE.npz and SPLIT_MODE_recall.png are written into
+                the folder; a call that was killed goes on where it was.
     Raises      UserError for a config without data.proposals, for broken images, and files that can't be written.
     """
     config = load_data_config(config, overrides)
@@ -78,7 +78,11 @@ def make_proposals(
     if config.data.proposals is None:
         raise UserError("data.proposals: null; name a folder for them, such as {folder: proposals/mine}")
     splits = [split] if split else [name for name in ("train", "val", "test") if getattr(config.data, name) is not None]
-    return [_figures_of(config.data, name, workers) for name in splits]
+    figures = []
+    for name in splits:
+        figures.append(_figures_of(config.data, name, workers))
+        logger.info("%s", figures[-1])
+    return figures
 
 
 def _figures_of(data, split, workers):

@@ -10,7 +10,9 @@ import pytest
 from detseg.config import load_config
 from detseg.data.classes import VOC_CLASSES
 from detseg.data.palette import voc_palette, write_index_png
+from detseg.data.proposals import ProposalSet, describe_proposals, proposal_path, write_proposals
 from detseg.data.readers.create import create_dataset
+from detseg.data.scan import scan_split
 from detseg.evaluation import evaluate
 from detseg.tasks import create_task
 from detseg.tasks.scoring import score_dataset
@@ -81,13 +83,32 @@ def write_voc_boxes(root, config):
         (root / "classes.txt").write_text("\n".join(names))
 
 
+def write_random_proposals(config):
+    """Ten boxes in each image of the stand-in."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        if getattr(config.data, split) is None:
+            continue
+        dataset = create_dataset(config.data, split, "detection")
+        corners = rng.integers(0, 40, (len(dataset), 10, 2))
+        boxes = np.concatenate([corners, corners + 20], axis=2)
+        sizes = scan_split(dataset, "detection").image_sizes
+        description = describe_proposals(config.data, dataset, sizes)
+        write_proposals(proposal_path(config.data, split), ProposalSet.of_images(boxes), description)
+
+
 def slow_where_deep(path):
     """The recipe as a parameter; networks that take long to compile, and have a sister that is tested, are slow."""
     slow = ("deeplabv3_resnet101_voc2012", "deeplabv3_resnet50_coco_voc", "fcn_resnet50_coco_voc")
     slow += ("deeplabv3_mobilenetv2_camvid", "fcn8s_mobilenetv2_camvid", "unet_nuclei")
     slow += ("faster_rcnn_resnet50_fpn_coco", "retinanet_resnet50_fpn_coco")
     slow += ("faster_rcnn_mobilenetv2_fpn_bccd", "faster_rcnn_mobilenetv2_fpn_nuclei")
-    slow += ("retinanet_mobilenetv2_bccd", "quickstart_detection")
+    slow += (
+        "retinanet_mobilenetv2_bccd",
+        "quickstart_detection",
+        "fast_rcnn_mobilenetv2_bccd",
+        "rcnn_mobilenetv2_bccd",
+    )
     return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in slow else [])
 
 
@@ -101,11 +122,15 @@ def small(config):
         if item.kind in ("random_crop", "resize"):
             overrides.append(f"augmentation.{index}.{item.kind}=[64, 64]")
     if config.task == "detection":
-        overrides += ["model.anchor_sizes=null"]
-        overrides += ["model.fpn_channels=8"] if getattr(config.model, "neck", "fpn") == "fpn" else []
+        overrides += ["model.anchor_sizes=null"] if hasattr(config.model, "anchor_sizes") else []
+        has_pyramid = hasattr(config.model, "fpn_channels") and getattr(config.model, "neck", "fpn") == "fpn"
+        overrides += ["model.fpn_channels=8"] if has_pyramid else []
         overrides += ["model.norm=batch"] if config.model.norm == "frozen" else []
-        if config.model.name == "faster_rcnn":
-            overrides += ["model.head_channels=8", "model.train_proposals=20", "model.test_proposals=20"]
+        if config.model.name != "retinanet":
+            overrides += ["model.train_proposals=20", "model.test_proposals=20"]
+            is_rcnn = config.model.name == "rcnn"
+            overrides += [] if is_rcnn and not config.model.has_dense_layers else ["model.head_channels=8"]
+            overrides += ["model.crop_size=64", "model.context=8", "model.batch_crops=8"] if is_rcnn else []
     if config.model.backbone is None:
         overrides.append("model.width=4")
     elif config.model.backbone.startswith("vgg") and config.task == "segmentation":
@@ -119,7 +144,11 @@ def small(config):
 def test_recipe_takes_a_step_on_data_of_its_layout(path, tmp_path):
     config = load_config(path)
     LAYOUTS[config.data.format](tmp_path / "data", config)
-    config = load_config(path, [*small(config), f"data.root={tmp_path / 'data'}"])
+    overrides = [*small(config), f"data.root={tmp_path / 'data'}"]
+    if getattr(config.data, "proposals", None) is not None:
+        overrides.append(f"data.proposals.folder={tmp_path}")
+        write_random_proposals(load_config(path, overrides))
+    config = load_config(path, overrides)
     folder = train(config, tmp_path / "run")
     row = folder.read_history()[0]
     assert np.isfinite(float(row["loss"]))
