@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 # Public names by module. Loaded on first use, so that `import detseg` loads neither Keras nor TensorFlow.
 _NAMES = {
     "detseg.training.fit": ("train",),
-    "detseg.evaluation": ("evaluate", "evaluate_detections", "evaluate_truncated_svd"),
+    "detseg.evaluation": ("evaluate", "evaluate_detections"),
     "detseg.predictor": ("load", "Predictor"),
     "detseg.predict_files": ("predict_files",),
     "detseg.proposals": ("make_proposals",),

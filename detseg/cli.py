@@ -71,8 +71,6 @@ def create_parser():
     add("--name", metavar="NAME", help=text)
     text = "draw ground truth beside prediction for the first N images: NAME_drawings/ beside NAME.json"
     add("--drawings", type=_positive, metavar="N", help=text)
-    text = "fast_rcnn, faster_rcnn: score it again with dense layers cut to so many singular values, fc6=1024,fc7=256"
-    add("--truncated-svd", type=_ranks, metavar="LAYER=N,..", help=text)
     _add_tta_and_tile(add)
     _add_set(add)
 
@@ -171,13 +169,6 @@ def _number(text, is_right, expected):
     return value
 
 
-def _ranks(text):
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(name and number.isdecimal() for name, _, number in pairs):
-        raise argparse.ArgumentTypeError(f"{text!r} is not LAYER=N,.. such as fc6=1024,fc7=256")
-    return {name: int(number) for name, _, number in pairs}
-
-
 def _positive(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
@@ -205,7 +196,7 @@ def _train(options):
 
 def _evaluate(options):
     is_run = options.detections is None
-    excluded = ("config", "output") if is_run else ("run", "tta", "tile", "tile_memory", "truncated_svd")
+    excluded = ("config", "output") if is_run else ("run", "tta", "tile", "tile_memory")
     wrong = ", ".join(f"--{name.replace('_', '-')}" for name in excluded if getattr(options, name))
     if is_run and (wrong or options.run is None):
         raise UserError(f"{wrong or 'evaluate'}: expected --run DIR, or --detections FILE --config FILE")
@@ -214,17 +205,8 @@ def _evaluate(options):
         raise UserError(f"--detections: takes --config FILE{remedy}")
     asked = _prediction_options(options)
     start_backend()
-    from detseg.evaluation import evaluate, evaluate_detections, evaluate_truncated_svd, format_truncated_svd
+    from detseg.evaluation import evaluate, evaluate_detections
 
-    if options.truncated_svd:
-        if options.drawings or asked:
-            raise UserError("--truncated-svd: goes without --drawings, --tta and --tile")
-        named = {"name": options.name, "overrides": options.overrides}
-        results = evaluate_truncated_svd(options.run, options.truncated_svd, options.split, **named)
-        print(format_truncated_svd(*results))
-        for path in (path for result in results for path in result.paths):
-            print(path)
-        return
     common = {"name": options.name, "overrides": options.overrides, "drawings": options.drawings}
     if is_run:
         result = evaluate(options.run, options.split, **common, **asked)

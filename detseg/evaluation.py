@@ -11,7 +11,6 @@ from detseg.config import Config, load_data_config
 from detseg.data.dataset import Dataset, check_classes
 from detseg.data.readers.create import create_dataset
 from detseg.data.scan import scan_split
-from detseg.detection.truncated_svd import truncate_head
 from detseg.errors import UserError
 from detseg.files import make_folder, written_whole
 from detseg.predictor import Predictor, load
@@ -50,7 +49,8 @@ def evaluate(
     run:       the run folder, or what `detseg.load` made of it.
     split:     "train", "val" or "test" of the config's data; with `dataset` only its name.
     dataset:   None, or a Dataset of one's own with the run's classes.
-    name:      of the result; default: the split, SPLIT_tta with tta, SPLIT_tiled with tile.
+    name:      of the result; default: the split, SPLIT_tta with tta, SPLIT_tiled with tile, SPLIT_svd with
+               model.truncated_svd, where the scores without it come along.
     overrides: "a.b=c" as for --set.
     drawings:  None, or of how many images ground truth is drawn beside prediction, into evaluation/NAME_drawings/.
     options:   as of `Predictor.predict`: tta, tile, ...; detections of all scores from model.score_threshold on count.
@@ -67,60 +67,19 @@ def evaluate(
     dataset = task.complete_data(dataset, scan_split(dataset, task.name))
     asked = task.evaluation_options(task.prediction_options(options))
     scores = task.create_scores(extra=True)
-    name = name or split + ("_tta" if options.get("tta") else "") + ("_tiled" if options.get("tile") else "")
+    is_compressed = getattr(predictor.config.model, "truncated_svd", None) is not None
+    named = {"_tta": options.get("tta"), "_tiled": options.get("tile"), "_svd": is_compressed}
+    name = name or split + "".join(suffix for suffix, is_asked in named.items() if is_asked)
     folder = predictor.folder.evaluation
     drawn = None if drawings is None else TruthDrawings(task, folder / f"{name}_drawings", drawings)
     inference = functools.partial(predictor.inference, options=asked)
     result = score_dataset(task, inference, dataset, progress=split, scores=scores, drawings=drawn)
     result |= {"split": split, "tta": bool(options.get("tta")), "tile": options.get("tile")}
+    if is_compressed:
+        whole = load(predictor.folder.path, [*predictor.overrides, "model.truncated_svd=null"])
+        plain = score_dataset(task, functools.partial(whole.inference, options=asked), dataset, progress="as trained")
+        result["without_truncated_svd"] = {key: plain[key] for key in ("coco", "voc", "images_per_second")}
     return _written(task, result | {"overrides": list(overrides)}, scores, dataset, folder, name, drawn)
-
-
-def evaluate_truncated_svd(
-    run: str | os.PathLike | Predictor,
-    ranks: Mapping[str, int],
-    split: str = "val",
-    *,
-    dataset: Dataset | None = None,
-    name: str | None = None,
-    overrides: Sequence[str] = (),
-) -> tuple[Evaluation, Evaluation]:
-    """Scores a Fast or Faster R-CNN as it is, and with dense layers compressed by truncated SVD.
-
-    ranks:    {layer of the head: how many singular values are kept}, such as {"fc6": 1024, "fc7": 256}; see
-              `detseg.detection.truncated_svd`.
-    name:     of the results, evaluation/NAME.json and evaluation/NAME_svd.json; default: the split.
-    The rest is as of `evaluate`. A Predictor that is given keeps its model as it was.
-    Returns   both Evaluations. Raises UserError for a run without such layers.
-    """
-    predictor = run if isinstance(run, Predictor) else load(run, overrides)
-    model, task = predictor.model, predictor.task
-    if getattr(getattr(model, "options", None), "head", None) != "dense":
-        path = predictor.folder.path
-        raise UserError(f"--truncated-svd: {path} has no head of dense layers, as fast_rcnn's and faster_rcnn's")
-    try:
-        compressed = truncate_head(model.head, ranks)
-    except ValueError as error:
-        raise UserError(f"--truncated-svd: {error}") from error
-    name, whole, inference = name or split, model.head, predictor.inference
-    before = evaluate(predictor, split, dataset=dataset, name=name, overrides=overrides)
-    try:
-        model.head = compressed
-        predictor.inference = task.create_inference(model)
-        after = evaluate(predictor, split, dataset=dataset, name=f"{name}_svd", overrides=overrides)
-    finally:
-        model.head, predictor.inference = whole, inference
-    return before, after
-
-
-def format_truncated_svd(before: Evaluation, after: Evaluation) -> str:
-    """What truncated SVD costs and saves, as a table."""
-    lines = [f"{'':16}{'AP':>8}{'AP50':>8}{'mAP':>8}{'ms an image':>14}"]
-    for title, result in (("as trained", before), ("truncated SVD", after)):
-        values = (result["coco"]["AP"], result["coco"]["AP50"], result["voc"]["mAP"])
-        figures = "".join(f"{value:8.4f}" for value in values)
-        lines.append(f"{title:16}{figures}{1000 / result['images_per_second']:14.1f}")
-    return "\n".join(lines)
 
 
 def evaluate_detections(

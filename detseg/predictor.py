@@ -31,7 +31,7 @@ class Predictor:
 
     def __init__(self, run: str | os.PathLike, overrides: Sequence[str] = (), model: keras.Model | None = None):
         """overrides: "a.b=c" as for --set. model: the keras.Model of a run whose config says model.name: custom."""
-        self.folder = RunFolder(run)
+        self.folder, self.overrides = RunFolder(run), tuple(overrides)
         self.config = self.folder.read_config(overrides)
         self.classes = self.folder.read_classes()
         self.category_ids = self.folder.read_category_ids()

@@ -15,6 +15,8 @@ from detseg.detection.losses import box_losses
 from detseg.detection.nms import NO_SCORE, best_pairs, is_at_least, take_rows
 from detseg.detection.proposals import sample_proposals
 from detseg.detection.roi_align import roi_align, roi_pool
+from detseg.detection.truncated_svd import truncate_head
+from detseg.errors import UserError
 from detseg.layers.padding import PadToMultiple
 
 logger = logging.getLogger("detseg")
@@ -82,6 +84,13 @@ class RegionDetector(Detector):
         else:
             logger.warning("model.weights: %s has no dense layers: fc6 and fc7 start at random", options.weights)
         return model
+
+    def compress_head(self, ranks):
+        """Puts `truncate_head` in the place of the head, for prediction; UserError for ranks that can't be."""
+        try:
+            self.head = truncate_head(self.head, ranks)
+        except ValueError as error:
+            raise UserError(f"model.truncated_svd: {error}") from error
 
     def region_candidates(self, features, proposals, exists, image_sizes, threshold, count, under_xla):
         """Boxes (B, C, 4), labels, scores and valid (B, C) of the best pairs of a region and a class; C >= `count`; and

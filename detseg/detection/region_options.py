@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from detseg.detection.detector_options import AnchorOptions, BoxLoss, Deviations, FinestStride, IoURange, MapOptions
-from detseg.fields import Count, Fraction, Positive, Share, Threshold
+from detseg.fields import Count, Fraction, Positive, Share, Text, Threshold
 
 
 class RegionOptions(MapOptions):
@@ -55,6 +55,11 @@ class RegionOptions(MapOptions):
         None, description="Units of the dense layers; null: 1024, or 4096, a VGG's own, with neck: none."
     )
     dropout: Fraction = Field(0.0, description="Share of the dense layers' outputs dropped in training.")
+    truncated_svd: dict[Text, Count] | None = Field(
+        None,
+        description="{layer: singular values}, such as {fc6: 1024, fc7: 256}: dense layers that are compressed when a "
+        "trained run is loaded (Fast R-CNN, section 3.1); null: none.",
+    )
     class_agnostic: bool = Field(False, description="Move a region's box alike for every class.")
     box_deviations: Deviations = (0.1, 0.1, 0.2, 0.2)  # py-faster-rcnn's
 
@@ -84,7 +89,7 @@ class RegionOptions(MapOptions):
             if not is_stage:
                 self.refuse_unused(("output_stride",), "neck: fpn or head: stage")
         if is_stage:
-            self.refuse_unused(("head_channels", "dropout"), "head: dense")
+            self.refuse_unused(("head_channels", "dropout", "truncated_svd"), "head: dense")
         if self.roi_pooling == "pool":
             self.refuse_unused(("roi_aligned", "sampling_ratio"), "roi_pooling: align")
             if self.neck == "fpn":

@@ -44,6 +44,17 @@ class Svms:
         return cls(arrays["weights"], arrays["biases"], float(arrays["scale"]))
 
 
+def load_linear_svc():
+    """scikit-learn's LinearSVC; UserError where it is missing."""
+    try:
+        from sklearn.svm import LinearSVC
+    except ImportError as error:
+        raise UserError(
+            'model.classifier: svm needs scikit-learn: pip install "detseg[rcnn]"; or take classifier: softmax'
+        ) from error
+    return LinearSVC
+
+
 def train_svms(images, classes, scale, cost=0.001, negative_iou=0.3):
     """Trains the SVMs of all classes in one pass over the images.
 
@@ -56,17 +67,12 @@ def train_svms(images, classes, scale, cost=0.001, negative_iou=0.3):
     Returns        Svms. In memory are the objects' features and, for each class, its hard negatives, float32.
     Raises         UserError where scikit-learn is missing.
     """
-    try:
-        from sklearn.svm import LinearSVC
-    except ImportError as error:
-        raise UserError(
-            'model.classifier: svm needs scikit-learn: pip install "detseg[rcnn]"; or take classifier: softmax'
-        ) from error
+    linear_svc = load_linear_svc()
 
     def create():
         # The positives count twice; scikit-learn's intercept is a feature of the value intercept_scaling.
         weights = {"class_weight": {1: POSITIVE_WEIGHT}, "intercept_scaling": INTERCEPT_SCALING}
-        return LinearSVC(C=cost, loss="hinge", **weights, random_state=0, max_iter=20_000)
+        return linear_svc(C=cost, loss="hinge", **weights, random_state=0, max_iter=20_000)
 
     positives = [[] for _ in classes]
     for features, is_object, labels, _ in images():

@@ -76,7 +76,10 @@ class DetectionTask(Task):
                 f"data.proposals: null, but model.name: {model.name} is given proposals; name a folder for them, such "
                 "as {folder: proposals/mine}, and run `detseg proposals --config FILE`"
             )
-        return WithProposals(dataset, load_proposals(self.config.data, dataset, scan.image_sizes))
+        proposals = load_proposals(self.config.data, dataset, scan.image_sizes)
+        if without := np.count_nonzero(np.diff(proposals.starts) == 0):
+            logger.info("split %r: %d of %d images have no proposals", dataset.split, without, len(dataset))
+        return WithProposals(dataset, proposals)
 
     def propose(self, image):
         """Proposals (P, 4) for an image that comes without, by Selective Search as data.proposals says."""
@@ -126,6 +129,11 @@ class DetectionTask(Task):
                 "those they miss are about %.0fx%.0f (width x height, medians of %d); add sizes or ratios that fit",
                 *(100 * recall, width, height, len(missed)),
             )
+
+    def load_rest(self, model, folder):
+        """Compresses the dense layers that model.truncated_svd names."""
+        if getattr(self.config.model, "truncated_svd", None) is not None:
+            model.compress_head(self.config.model.truncated_svd)
 
     def shown_options(self):
         """The score from which detections are drawn and written."""

@@ -109,21 +109,22 @@ def format_detection_scores(result):
         f"{result['split']}: AP {coco['AP']:.4f}, AP50 {coco['AP50']:.4f} (COCO, by {result['engine']}); mAP "
         f"{voc['mAP']:.4f}, with the 11-point rule {voc['mAP07']:.4f} (VOC); {result['images']} images{speed}"
     )
-    if "without_regression" in result:
-        lines += _regression_lines(result)
+    for key, columns in (
+        ("without_regression", ("no regression", "regression")),
+        ("without_truncated_svd", ("as trained", "truncated SVD")),
+    ):
+        if key in result:
+            lines += _beside(result[key], result, columns)
     return "\n".join(lines)
 
 
-def _regression_lines(result):
-    """A table: the scores without bounding-box regression, with it, and what it brings."""
-    columns = [result["without_regression"], result]
-    lines = [f"{'':6}  {'no regression':>13}  {'regression':>10}  {'gain':>7}"]
-    for name, section, key in (
-        ("AP", "coco", "AP"),
-        ("AP50", "coco", "AP50"),
-        ("AP75", "coco", "AP75"),
-        ("mAP", "voc", "mAP"),
-    ):
-        before, after = (column[section][key] for column in columns)
-        lines.append(f"{name:6}  {before:13.4f}  {after:10.4f}  {after - before:+7.4f}")
+def _beside(before, after, columns):
+    """A table of the scores of two results, and what the second one gains."""
+    rows = {name: (before["coco"][name], after["coco"][name]) for name in ("AP", "AP50", "AP75")}
+    rows["mAP"] = (before["voc"]["mAP"], after["voc"]["mAP"])
+    lines = [f"{'':6}{columns[0]:>15}{columns[1]:>15}{'gain':>10}"]
+    lines += [f"{name:6}{first:15.4f}{second:15.4f}{second - first:+10.4f}" for name, (first, second) in rows.items()]
+    if "images_per_second" in before:
+        first, second = (1000 / each["images_per_second"] for each in (before, after))
+        lines.append(f"{'ms':6}{first:15.1f}{second:15.1f}{first - second:+10.1f}")
     return lines

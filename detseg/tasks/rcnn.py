@@ -9,7 +9,7 @@ import numpy as np
 from detseg.data.crops import warp_regions
 from detseg.data.loader import Batches
 from detseg.detection.box_regression import feature_scale, fit_box_regressor
-from detseg.detection.region_svm import train_svms
+from detseg.detection.region_svm import load_linear_svc, train_svms
 from detseg.errors import UserError
 from detseg.inference.rcnn import RCNNInference, RegionDescriber
 from detseg.inference.rcnn_heads import RCNNHeads
@@ -43,6 +43,12 @@ class RCNNTask(DetectionTask):
             return warp_regions(sample.image, boxes, options.crop_size, options.context), labels
 
         return Batches(prepare, _joined)
+
+    def check_training_data(self, scan, dataset):
+        """As `DetectionTask`'s; UserError also where the SVMs couldn't be trained at the end."""
+        super().check_training_data(scan, dataset)
+        if self.config.model.classifier == "svm":
+            load_linear_svc()
 
     def check_room(self, scan, dataset):
         """Batches are of proposals: an image may have any number of objects."""

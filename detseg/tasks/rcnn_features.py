@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from detseg.detection.box_regression import check_finite, encode_targets
 from detseg.errors import UserError
 from detseg.files import make_folder, written_whole
 from detseg.tasks.rcnn_regions import regions_of
+
+logger = logging.getLogger("detseg")
 
 _DTYPE = np.dtype(np.float16)
 
@@ -69,6 +72,8 @@ class RegionFeatures:
         if done == len(self._dataset):
             return
         make_folder(self._folder, "--run")
+        size = sum(self._bytes(name, -1) for name in self._widths) / 1e9
+        logger.info("features of %d regions: %.2f GB in %s", self._starts["features"][-1], size, self._folder)
         bar = tqdm(total=len(self._dataset), initial=done, desc="features", unit="img", disable=None)
         try:
             with open(self._path("features"), "ab") as features, open(self._path("maps"), "ab") as maps, bar:
@@ -86,7 +91,7 @@ class RegionFeatures:
         except OSError as error:
             raise UserError(
                 f"{self._folder}: the features can't be written: {error.strerror or error}. They take about "
-                f"{sum(self._bytes(name, -1) for name in self._widths) / 1e9:.1f} GB; make room and go on with --resume"
+                f"{size:.2f} GB; make room and go on with --resume"
             ) from error
 
     def _as_bytes(self, values, i):

@@ -235,13 +235,13 @@ def test_fast_rcnn_learns_to_move_proposals_and_its_head_can_be_compressed(tmp_p
     assert result["coco"]["AP50"] > 0.8
     found = predictor.predict([Cards(1, first=100)[0].image] * 2)
     assert len(found) == 2
-    ranks = {"fc6": 32, "fc7": 32}
-    before, after = detseg.evaluate_truncated_svd(predictor, ranks, "val", dataset=Cards(8, first=100))
-    assert before["coco"]["AP"] == result["coco"]["AP"]
-    assert np.isclose(after["coco"]["AP"], before["coco"]["AP"], atol=0.02)  # at full rank
-    worse = detseg.evaluate_truncated_svd(predictor, {"fc6": 1}, "val", dataset=Cards(8, first=100))[1]
-    assert worse["coco"]["AP"] < before["coco"]["AP"] - 0.1
-    again = detseg.evaluate(predictor, "val", dataset=Cards(8, first=100))
-    assert again["coco"]["AP"] == before["coco"]["AP"]
-    with pytest.raises(UserError, match="truncated-svd: fc8: no dense layer"):
-        detseg.evaluate_truncated_svd(predictor, {"fc8": 1}, "val", dataset=Cards(8, first=100))
+    whole = result["coco"]["AP"]
+    for ranks, least, most in (("{fc6: 32, fc7: 32}", whole - 0.02, whole + 0.02), ("{fc6: 1}", 0, whole - 0.1)):
+        overrides = [f"model.truncated_svd={ranks}"]
+        compressed = detseg.evaluate(tmp_path / "run", "val", dataset=Cards(8, first=100), overrides=overrides)
+        assert least <= compressed["coco"]["AP"] <= most
+        assert compressed["without_truncated_svd"]["coco"]["AP"] == whole
+        assert "truncated SVD" in str(compressed)
+    assert (tmp_path / "run/evaluation/val_svd.json").is_file()
+    with pytest.raises(UserError, match=r"model\.truncated_svd: fc8: no dense layer; the head has fc6, fc7"):
+        detseg.load(tmp_path / "run", ["model.truncated_svd={fc8: 1}"])
