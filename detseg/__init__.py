@@ -6,6 +6,7 @@ image            uint8 (H, W, C), C = data.channels (3: RGB, any number), as dec
                  data.value_range, or the dtype's range, of 16-bit and float files becomes 0 to 255. A model takes raw
                  pixels: it normalises them itself.
 boxes            float32 (N, 4), x1 y1 x2 y2, absolute pixels, half-open and continuous: width = x2 - x1.
+proposals        boxes that may hold an object, within the image, the best first.
 semantic labels  uint8 (H, W), 0..K-1; ignore_label (255 unless the config says otherwise) is not trained or scored.
 logits           float32 (B, H, W, K) at input size; scores are softmaxed after the model, not in it.
 features         a backbone maps (B, H, W, C) to a dict keyed by each stage's native stride (2, 4, 8, 16, 32: its stride

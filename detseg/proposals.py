@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import cv2
 import numpy as np
@@ -67,7 +68,8 @@ def make_proposals(
     config:     whose data section counts; others are not needed and not read.
     split:      "train", "val" or "test"; None: each that the config has.
     overrides:  "a.b=c" as for --set.
-    workers:    processes; None: one for each core.
+    workers:    processes; None: one for each core. More than one import the script that calls this: its calls stand
+                under `if __name__ == "__main__":`. 1: this process.
     Returns     the figures of each split, which are logged. SPLIT_MODE.npz and SPLIT_MODE_recall.png are written into
                 the folder; a call that was killed goes on where it was.
     Raises      UserError for a config without data.proposals, for broken images, and files that can't be written.
@@ -123,6 +125,9 @@ def _search_all(data, dataset, sizes, path, workers):
 
 def _in_processes(jobs, workers):
     """(key, what `_search` returns) of jobs (key, its arguments), in their order; few of them are in memory at once."""
+    if workers == 1:
+        yield from ((key, _search(*arguments)) for key, arguments in jobs)
+        return
     context = multiprocessing.get_context("spawn")  # a fork would copy whatever threads there are
     pool = ProcessPoolExecutor(workers, context)
     try:
@@ -133,6 +138,11 @@ def _in_processes(jobs, workers):
                 key, future = running.popleft()
                 if future is not None:
                     yield key, future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "proposals: a worker process was ended from outside, or by lack of memory; --workers 1 takes the least. "
+            'A script of one\'s own calls make_proposals under `if __name__ == "__main__":`, or with workers=1'
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

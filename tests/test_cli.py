@@ -46,7 +46,7 @@ def test_public_names_resolve_and_wrong_ones_do_not():
         _ = detseg.Sgementer
 
 
-@pytest.mark.parametrize("tool", ["train", "evaluate", "predict", "make_shapes"])
+@pytest.mark.parametrize("tool", ["train", "evaluate", "predict", "compare", "proposals", "make_shapes"])
 def test_every_tool_is_a_door_to_its_command(tool):
     command = [sys.executable, str(REPOSITORY / "tools" / f"{tool}.py"), "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,5 +1,9 @@
 """`detseg proposals`: from a config to files, figures and a plot; killed and begun again."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -43,8 +47,9 @@ def loaded(config, split):
 
 
 def test_the_command_makes_what_the_search_finds_in_each_image_and_measures_it(config, capsys):
-    assert main(["proposals", "--config", str(config), "--split", "train", "--workers", "2"]) == 0
-    printed = capsys.readouterr().out
+    tool = Path(__file__).resolve().parents[1] / "tools/proposals.py"  # whose worker processes import it
+    command = [sys.executable, str(tool), "--config", str(config), "--split", "train", "--workers", "2"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "IoU 0.5" in printed
     assert "mean average best overlap" in printed
     dataset, proposals = loaded(config, "train")
@@ -57,6 +62,13 @@ def test_the_command_makes_what_the_search_finds_in_each_image_and_measures_it(c
     ]
     assert main(["proposals", "--config", str(config), "--split", "train"]) == 0
     assert "s an image" not in capsys.readouterr().out  # they were there
+
+
+def test_a_script_without_the_guard_that_processes_need_is_told_so(config, tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text(f"import detseg\ndetseg.make_proposals({str(config)!r}, 'train', workers=2)\n")
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert 'under `if __name__ == "__main__":`, or with workers=1' in result.stderr
 
 
 def test_each_split_of_the_config_has_its_file(config, here):

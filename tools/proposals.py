@@ -4,4 +4,5 @@ import sys
 
 from detseg.cli import main
 
-sys.exit(main(["proposals", *sys.argv[1:]]))
+if __name__ == "__main__":  # its worker processes import this file
+    sys.exit(main(["proposals", *sys.argv[1:]]))

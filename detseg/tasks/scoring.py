@@ -33,7 +33,8 @@ def score_dataset(task, inference, dataset, workers=2, progress=None, scores=Non
     for index, sample in enumerate(samples):
         begin = time.perf_counter()
         try:
-            given = {} if sample.proposals is None else {"proposals": sample.proposals}
+            is_given = task.name == "detection" and sample.proposals is not None
+            given = {"proposals": sample.proposals} if is_given else {}
             prediction = inference(sample.image, **given)
         except UserError as error:
             raise UserError(f"{sample.path or dataset.names[index]}: {error}") from error
