@@ -4,6 +4,8 @@ import itertools
 import logging
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -129,7 +131,7 @@ def _in_processes(jobs, workers):
         yield from ((key, _search(*arguments)) for key, arguments in jobs)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy whatever threads there are
-    pool = ProcessPoolExecutor(workers, context)
+    pool = ProcessPoolExecutor(workers, context, _prepare_worker)
     try:
         running = deque()
         for key, arguments in itertools.chain(jobs, [(None, None)] * 2 * workers):
@@ -147,8 +149,15 @@ def _in_processes(jobs, workers):
         pool.shutdown(cancel_futures=True)
 
 
+def _prepare_worker():
+    """Ctrl-C ends the parent, which ends its workers; so does whatever else ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 def _search(image, mode, seed):
     """(proposals (P, 4), seconds of processor time)."""
-    cv2.setNumThreads(0)
     start = time.process_time()
     return selective_search.selective_search(image, mode, seed), time.process_time() - start
