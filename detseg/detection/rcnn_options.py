@@ -72,12 +72,14 @@ class RCNNOptions(DetectorOptions):
         return self.classifier == "svm" or self.box_regression != "none"
 
     @model_validator(mode="after")
-    def _something_is_left_in_the_middle(self):
+    def _keys_fit_the_backbone_and_the_square(self):
         if 2 * self.context >= self.crop_size:
             raise ValueError(
                 f"context is {self.context} on each side of crop_size {self.crop_size}, which leaves no pixel for the "
                 f"proposal; expected less than {self.crop_size // 2}"
             )
+        if not self.has_dense_layers:
+            self.refuse_unused(("head_channels", "dropout"), "a VGG, whose fc6 and fc7 they are of")
         if not 1 <= round(self.batch_crops * self.foreground_share) < self.batch_crops:
             raise ValueError(
                 f"foreground_share is {shown(self.foreground_share)} of batch_crops {self.batch_crops}: expected both "

@@ -40,9 +40,8 @@ for cases in (rcnn_cases, fast_rcnn_cases):
     ],
 )
 def test_regressors_see_a_map_of_a_size_that_can_be_solved_for_and_never_a_vector(backbone, alpha, crop_size, values):
-    options = RCNNOptions(
-        backbone=backbone, alpha=alpha, weights=None, norm="batch", crop_size=crop_size, head_channels=8
-    )
+    head = {"head_channels": 8} if backbone == "vgg16" else {}
+    options = RCNNOptions(backbone=backbone, alpha=alpha, weights=None, norm="batch", crop_size=crop_size, **head)
     model = RCNN(options, 2)
     assert model.map_values == values <= MAX_MAP_VALUES
     height, width = model.extractor.outputs[0].shape[1:3]
@@ -101,6 +100,7 @@ def without_weights(options, channels, pretrained):
     ("options", "message"),
     [
         ({"crop_size": 100}, "multiple of 32"),
+        ({"backbone": "resnet18", "norm": "batch"}, "head_channels is 16, which needs a VGG"),
         ({"crop_size": 32}, "greater than or equal to 64"),
         ({"crop_size": 64, "context": 32}, "leaves no pixel"),
         ({"foreground_share": 1.0}, "both objects and background"),
