@@ -142,6 +142,7 @@ def test_faster_rcnn_has_the_documented_defaults():
         "head": None,
         "head_channels": None,
         "dropout": 0.0,
+        "truncated_svd": None,
         "class_agnostic": False,
         "box_deviations": (0.1, 0.1, 0.2, 0.2),
     }

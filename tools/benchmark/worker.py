@@ -15,7 +15,9 @@ import keras
 import numpy as np
 
 from detseg.config import parse_config
-from detseg.data.buckets import object_batch, shape_buckets
+from detseg.data.buckets import object_arrays, object_batch, shape_buckets
+from detseg.data.objects import Objects
+from detseg.data.sample import Sample
 from detseg.errors import UserError
 from detseg.process import accelerators, make_deterministic
 from detseg.tasks import create_task
@@ -135,7 +137,7 @@ def random_batch(job, config):
         return images, rng.integers(0, job["classes"], images.shape[:3], dtype=np.uint8)
     count = len(job["objects"][0]["labels"])  # the same in every image
     samples = [
-        ("", image, np.array(objects["boxes"], "float32"), np.array(objects["labels"]), np.zeros(count, bool))
+        object_arrays(Sample(image, objects=Objects(objects["boxes"], objects["labels"])))
         for image, objects in zip(images, job["objects"], strict=True)
     ]
     return object_batch(samples, shape_buckets(None, job["size"]), count)
