@@ -1,5 +1,6 @@
 """Proposals of a split as a file: ours (.npz), a COCO results file, or the .mat of the VOC authors."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import numpy as np
 from scipy import io
 
 from detseg.data.checks import raise_problems
+from detseg.data.coco_checks import is_number
 from detseg.data.dataset import Dataset
 from detseg.data.objects import clip_boxes
 from detseg.errors import UserError
@@ -174,8 +176,11 @@ def _read_coco(path, dataset, image_sizes):
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         expected = "expected COCO's results format: a list of {image_id, bbox, score}"
         raise UserError(f"{path}: the proposals cannot be read ({error!r}); {expected}") from error
+    if not np.isfinite(scores).all():
+        raise UserError(f"{path}: [{int(np.argmin(np.isfinite(scores)))}]: field score is no number; expected one")
     numbers = {image_id: i for i, image_id in enumerate(dataset.image_ids)}
-    unknown = [n for n, image_id in enumerate(ids) if not (isinstance(image_id, str | int) and image_id in numbers)]
+    is_id = [isinstance(image_id, str) or is_number(image_id) for image_id in ids]
+    unknown = [n for n, image_id in enumerate(ids) if not (is_id[n] and image_id in numbers)]
     raise_problems(path, [f"[{n}]: field image_id is {ids[n]!r}, but the split has no such image" for n in unknown])
     boxes[:, 2:] += boxes[:, :2]
     own, order = [[] for _ in numbers], np.argsort(-scores, kind="stable")
@@ -191,6 +196,8 @@ def _read_mat(path, dataset, image_sizes):
         names = [str(cell.item()) for cell in content["images"].ravel()]
         cells = [np.asarray(cell, np.float64).reshape(-1, 4) for cell in content["boxes"].ravel()]
         boxes = dict(zip(names, cells, strict=True))
+        if len(boxes) < len(names):
+            raise ValueError("an image is there twice")
     except Exception as error:  # loadmat raises whatever it likes on damaged files
         expected = "expected the VOC authors' form: cells `images` and `boxes`"
         raise UserError(f"{path}: the proposals cannot be read ({error!r}); {expected}") from error
@@ -220,13 +227,15 @@ class ProposalsPart:
 
     path:         of the file.
     description:  dict: what is in a file of another one is not used.
+    Raises        UserError where the file can't be written.
     """
 
     def __init__(self, path, description):
         self._path, self._header = path, json.dumps(description, sort_keys=True).encode() + b"\n"
 
     def __enter__(self):
-        self._file = open(self._path, "a+b")
+        with self._errors_told():
+            self._file = open(self._path, "a+b")
         return self
 
     def __exit__(self, *exception):
@@ -238,11 +247,11 @@ class ProposalsPart:
         content, found, end = self._file.read(), {}, len(self._header)
         if content[:end] != self._header:
             self._file.truncate(0)
-            self._file.write(self._header)
+            self._append(self._header)
             return found
         while len(content) >= end + 8:
             number, count = np.frombuffer(content, np.int32, 2, end).tolist()
-            if len(content) < end + 8 + 16 * count:
+            if not 0 <= count <= (len(content) - end - 8) // 16:
                 break
             found[number] = np.frombuffer(content, np.float32, 4 * count, end + 8).reshape(count, 4)
             end += 8 + 16 * count
@@ -250,10 +259,18 @@ class ProposalsPart:
         return found
 
     def add(self, number, boxes):
-        """Appends an image's; UserError where the disk is full."""
-        try:
-            self._file.write(np.array([number, len(boxes)], np.int32).tobytes() + boxes.astype(np.float32).tobytes())
+        """Appends an image's."""
+        self._append(np.array([number, len(boxes)], np.int32).tobytes() + boxes.astype(np.float32).tobytes())
+
+    def _append(self, content):
+        with self._errors_told():
+            self._file.write(content)
             self._file.flush()
+
+    @contextlib.contextmanager
+    def _errors_told(self):
+        try:
+            yield
         except OSError as error:
             raise UserError(f"{self._path}: can't be written: {error.strerror or error}") from error
 

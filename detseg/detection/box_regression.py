@@ -19,7 +19,6 @@ from detseg.errors import UserError
 
 MEAN_NORM = 20.0  # of features after scaling: what lambda 1000 and the SVMs' C 0.001 were chosen for
 RIDGE = 1000.0  # lambda
-LARGEST_LOG_RATIO = math.log(1000 / 16)  # as in boxes.py, which needs Keras; a test holds that both decode alike
 BLOCK_SIZE = 512  # rows or columns that are float64 at a time: 65 MB where there are 16,000 of the other
 DIVERGED = "Has the fine-tuning diverged? Train again with a lower train.optimizer.learning_rate"
 
@@ -76,7 +75,7 @@ def fit_box_regressor(batches: Batches, feature_size: int, feature_scale: float,
     """The regressor of one class.
 
     batches:        function that returns an iterator of features (n, feature_size), of any float dtype and not scaled,
-                    with targets (n, 4) from `encode_targets`. Called twice, and must give the same samples in the same
+                    with targets (n, 4) of `encode_boxes`. Called twice, and must give the same samples in the same
                     order; how they are cut into batches changes nothing.
                     The first time, only the targets are read: features may be slices of a memory map.
     feature_scale:  what `feature_scale` returned for the features.
@@ -189,45 +188,3 @@ def _blocks(batches, size, scale):
                 filled = 0
     if filled:
         yield block[:filled]
-
-
-# ----- targets -------------------------------------------------------------------------------------------------------
-
-
-def encode_targets(boxes, proposals):
-    """Regression targets that move `proposals` onto `boxes` (R-CNN, appendix C, eq. 6-9): boxes.py's `encode_boxes`.
-
-    boxes, proposals:  (..., 4) arrays, x1 y1 x2 y2 in pixels, of positive width and height; broadcast.
-    Returns            (..., 4) float64: tx, ty in units of the proposal's size, tw, th as log ratios.
-    """
-    gx, gy, gw, gh = _centres_and_sizes(boxes)
-    px, py, pw, ph = _centres_and_sizes(proposals)
-    tx = (gx - px) / pw  # eq. 6
-    ty = (gy - py) / ph  # eq. 7
-    tw = np.log(gw / pw)  # eq. 8
-    th = np.log(gh / ph)  # eq. 9
-    return np.stack([tx, ty, tw, th], axis=-1)
-
-
-def decode_deltas(deltas, proposals):
-    """The boxes onto which predicted `deltas` move `proposals` (R-CNN, appendix C, eq. 1-4): boxes.py's `decode_boxes`.
-
-    deltas:     (..., 4); dw and dh are cut off above `LARGEST_LOG_RATIO`.
-    proposals:  (..., 4), x1 y1 x2 y2 in pixels, of positive width and height; broadcast.
-    Returns     (..., 4) float32, not clipped to an image.
-    """
-    dx, dy, dw, dh = np.moveaxis(np.asarray(deltas, np.float64), -1, 0)
-    px, py, pw, ph = _centres_and_sizes(proposals)
-    x = pw * dx + px  # eq. 1
-    y = ph * dy + py  # eq. 2
-    half_width = 0.5 * pw * np.exp(np.minimum(dw, LARGEST_LOG_RATIO))  # eq. 3
-    half_height = 0.5 * ph * np.exp(np.minimum(dh, LARGEST_LOG_RATIO))  # eq. 4
-    return np.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=-1).astype(np.float32)
-
-
-def _centres_and_sizes(boxes):
-    """x, y, width, height, each (...) float64."""
-    x1, y1, x2, y2 = np.moveaxis(np.asarray(boxes, np.float64), -1, 0)
-    if not ((x2 > x1) & (y2 > y1)).all():
-        raise ValueError("boxes without positive width and height have no regression targets")
-    return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1

@@ -3,10 +3,11 @@
 import dataclasses
 
 import numpy as np
+from scipy import special
 
 from detseg.data.augment import resize_image, resized_size
 from detseg.data.crops import warp_regions
-from detseg.detection.box_regression import decode_deltas
+from detseg.detection.boxes import decode_boxes
 from detseg.detection.nms import nms
 from detseg.inference.compile import compile_for
 from detseg.inference.detection import PLAIN
@@ -82,16 +83,15 @@ class RCNNInference:
         """float32 (P, K): of the SVMs, or the softmax."""
         heads = self._model.heads
         if heads is not None and self._model.options.classifier == "svm":
-            return 1 / (1 + np.exp(-heads.svms.scores(features).astype(np.float64))).astype(np.float32)
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return (powers / powers.sum(axis=1, keepdims=True))[:, :-1]
+            return special.expit(heads.svms.scores(features))
+        return special.softmax(logits, axis=1)[:, :-1]
 
     def _moved(self, image, boxes, labels, maps):
         """Boxes (n, 4) where the regressors of their classes move them, cut to the image."""
         moved = np.array(boxes, np.float32)
         for k in np.unique(labels):
             own = labels == k
-            moved[own] = decode_deltas(self._model.heads.regressors[k].deltas(maps[own]), moved[own])
+            moved[own] = decode_boxes(self._model.heads.regressors[k].deltas(maps[own]), moved[own])
         height, width = image.shape[:2]
         return moved.clip(0, np.array([width, height] * 2, np.float32))
 

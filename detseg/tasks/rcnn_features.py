@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from detseg.detection.box_regression import check_finite, encode_targets
+from detseg.detection.box_regression import check_finite
+from detseg.detection.boxes import encode_boxes
 from detseg.errors import UserError
 from detseg.files import make_folder, written_whole
 from detseg.tasks.rcnn_regions import regions_of
@@ -158,4 +159,4 @@ class RegionFeatures:
             if teaches.any():
                 maps = self._rows("maps", i)[teaches[self._teaches(regions)]]
                 truth = regions.boxes[regions.nearest[teaches, k]]
-                yield maps, encode_targets(truth, regions.boxes[teaches])
+                yield maps, np.asarray(encode_boxes(truth, regions.boxes[teaches]))

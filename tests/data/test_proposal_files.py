@@ -151,6 +151,9 @@ def test_coco_results_are_sorted_by_score_and_an_image_without_any_has_none(tmp_
         ([{"image_id": 1, "bbox": [5, 5, 0, 9], "score": 1}], r"no box within the image"),
         ([{"image_id": 1, "bbox": [0, 0, 1], "score": 1}], "expected COCO's results format"),
         ([{"image_id": 1, "score": 1}], "expected COCO's results format"),
+        ([{"image_id": True, "bbox": [0, 0, 1, 1], "score": 1}], "field image_id is True"),
+        ([{"image_id": 1, "bbox": [0, 0, 1, 1], "score": float("nan")}], r"\[0\]: field score is no number"),
+        ([{"image_id": 1, "bbox": [0, 0, float("nan"), 1], "score": 1}], "no box within the image"),
         ({"images": []}, "expected COCO's results format"),
     ],
 )
@@ -208,6 +211,18 @@ def test_a_part_gives_back_what_is_there_whole(tmp_path, cut):
         part.add(2, BOXES[2])
     with ProposalsPart(path, {"seed": 0}) as part:
         assert [part.read()[i].tolist() for i in range(3)] == [boxes.tolist() for boxes in BOXES]
+
+
+def test_a_part_that_can_not_be_written_is_one_message_and_a_damaged_one_is_cut(tmp_path):
+    with pytest.raises(UserError, match="part: can't be written"), ProposalsPart(tmp_path / "no/part", {}):
+        pass
+    with ProposalsPart(tmp_path / "part", {}) as part:
+        part.read()
+        part.add(0, BOXES[0])
+    with open(tmp_path / "part", "ab") as file:
+        file.write(np.array([1, -7, 3, 3], np.int32).tobytes())
+    with ProposalsPart(tmp_path / "part", {}) as part:
+        assert list(part.read()) == [0]
 
 
 def test_a_part_of_another_description_is_begun_anew(tmp_path):

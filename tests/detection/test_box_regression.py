@@ -3,25 +3,17 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from detseg.detection import boxes as tensor_boxes
 from detseg.detection.box_regression import (
     BLOCK_SIZE,
-    LARGEST_LOG_RATIO,
     BoxRegressor,
     _solve_dual,
     _solve_primal,
-    decode_deltas,
-    encode_targets,
     feature_scale,
     fit_box_regressor,
 )
+from detseg.detection.boxes import decode_boxes
 from detseg.errors import UserError
-
-COORDINATES, SIZES = st.floats(-500, 2000, width=32), st.floats(1, 1000, width=32)
-BOXES = st.tuples(COORDINATES, COORDINATES, SIZES, SIZES).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
 
 
 def samples(count, size, seed=0, dtype="float32"):
@@ -115,7 +107,7 @@ def test_without_samples_the_regressor_is_the_identity(batches):
     regressor = fit_box_regressor(lambda: iter(batches), 8, 1.0)
     assert regressor.samples == 0
     proposals = np.array([[1, 2, 30, 40], [5, 5, 9, 7]], "float32")
-    np.testing.assert_array_equal(decode_deltas(regressor.deltas(np.ones((2, 8))), proposals), proposals)
+    np.testing.assert_array_equal(decode_boxes(regressor.deltas(np.ones((2, 8))), proposals), proposals)
 
 
 def test_one_sample_predicts_its_own_target():
@@ -178,34 +170,3 @@ def test_arrays_that_do_not_fit_are_refused():
         fit_box_regressor(lambda: iter([(np.zeros((5, 2)), np.zeros((5, 4)))]), 3, 1.0)
     with pytest.raises(ValueError, match="ridge"):
         fit_box_regressor(lambda: iter([]), 3, 1.0, ridge=0)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(BOXES, BOXES), min_size=1, max_size=20))
-def test_decoding_undoes_encoding_within_the_cut(pairs):
-    boxes, proposals = np.array(pairs, "float32").transpose(1, 0, 2)
-    targets = encode_targets(boxes, proposals)
-    within = (targets[:, 2:] < LARGEST_LOG_RATIO).all(1)
-    np.testing.assert_allclose(decode_deltas(targets, proposals)[within], boxes[within], rtol=1e-6, atol=1e-3)
-
-
-def test_encoding_and_decoding_equal_those_of_tensors():
-    rng = np.random.default_rng(0)
-    corners = rng.uniform(0, 100, (2, 50, 2))
-    boxes, proposals = np.concatenate([corners, corners + rng.uniform(1, 200, (2, 50, 2))], axis=-1).astype("float32")
-    expected = np.array(tensor_boxes.encode_boxes(boxes, proposals))
-    np.testing.assert_allclose(encode_targets(boxes, proposals), expected, rtol=1e-4, atol=1e-5)
-    deltas = rng.normal(size=(50, 4)) * [1, 1, 6, 6]  # some are cut off
-    assert (deltas[:, 2:] > LARGEST_LOG_RATIO).any()
-    expected = np.array(tensor_boxes.decode_boxes(deltas, proposals))
-    np.testing.assert_allclose(decode_deltas(deltas, proposals), expected, rtol=1e-4, atol=1e-2)
-
-
-def test_targets_by_hand():
-    proposal, box = [0, 0, 10, 20], [5, 10, 25, 20]  # centre 5 10 -> 15 15, size 10 x 20 -> 20 x 10
-    np.testing.assert_allclose(encode_targets(box, proposal), [1, 0.25, np.log(2), -np.log(2)])
-
-
-def test_boxes_without_size_have_no_targets():
-    with pytest.raises(ValueError, match="positive width and height"):
-        encode_targets([0, 0, 10, 10], [5, 5, 5, 9])

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from detseg.detection.box_regression import encode_targets
+from detseg.detection.boxes import encode_boxes
 from detseg.inference.prediction import DetectionPredictionOptions
 from detseg.inference.rcnn import RCNNInference, RegionDescriber
 
@@ -18,7 +18,7 @@ class Oracle:
     """Regressors that know the truth: maps hold a box and the object that is nearest."""
 
     def deltas(self, maps):
-        return encode_targets(maps[:, 4:], maps[:, :4])
+        return np.asarray(encode_boxes(maps[:, 4:], maps[:, :4]))
 
 
 def inference(monkeypatch, heads, **options):
@@ -83,6 +83,13 @@ def test_no_proposals_and_nothing_above_the_threshold_are_no_detections(monkeypa
         found = detect(IMAGE, options, proposals)
         assert found.boxes.shape == found.proposals.shape == (0, 4)
         assert len(found.labels) == len(found.scores) == 0
+
+
+def test_a_proposal_without_size_is_no_detection(monkeypatch):
+    thin = np.array([[14, 10, 14, 40], [14, 10, 50, 40]], np.float32)
+    found = inference(monkeypatch, heads())(IMAGE, proposals=thin)
+    assert np.isfinite(found.boxes).all()
+    assert (found.without_regression.boxes == thin[1:]).all()
 
 
 def test_an_image_that_comes_without_proposals_gets_some(monkeypatch):
