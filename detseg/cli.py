@@ -85,6 +85,8 @@ def create_parser():
     text = "detection: the most of an image; default: the config's"
     add("--max-detections", type=_positive, metavar="N", help=text)
     add("--voc-xml", action="store_true", help="detection: also write STEM.xml in VOC's form")
+    text = "mask_rcnn: also write STEM_instances.png, 16 bits: the object's number at each pixel"
+    add("--instance-ids", action="store_true", help=text)
     add("--overwrite", action="store_true", help="replace files in --output that predict has not written itself")
     text = "detection: what the numbers in STEM.xml are (data.voc_boxes); default: as in the data, else inclusive"
     add("--voc-boxes", choices=("inclusive", "continuous"), help=text)
@@ -224,7 +226,7 @@ def _predict(options):
     from detseg.predict_files import predict_files
     from detseg.predictor import load
 
-    files = {"voc_xml": options.voc_xml, "voc_boxes": options.voc_boxes, "overwrite": options.overwrite}
+    files = {name: getattr(options, name) for name in ("voc_xml", "voc_boxes", "instance_ids", "overwrite")}
     predict_files(load(options.run, options.overrides), options.inputs, options.output, **files, **asked)
 
 

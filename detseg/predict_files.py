@@ -30,6 +30,7 @@ def predict_files(
     *,
     voc_xml: bool = False,
     voc_boxes: str | None = None,
+    instance_ids: bool = False,
     overwrite: bool = False,
     **options,
 ) -> list[Path]:
@@ -38,6 +39,8 @@ def predict_files(
     inputs:     files, folders (their images, not those of subfolders) and glob patterns: one, or several.
     voc_xml, voc_boxes:  detection: whether to write a VOC annotation of each image, with "inclusive" or "continuous"
                 numbers; None: those of data.voc_boxes.
+    instance_ids:  detection, of models with masks: whether to write STEM_instances.png, the object's number at each
+                pixel.
     overwrite:  bool, whether files may be replaced that predict_files has not written itself.
     options:    as of `Predictor.predict`. With a tile, TIFF files of more than `WINDOWED_PIXELS` pixels are read and
                 written by windows, as STEM.tif and a reduced drawing.
@@ -49,7 +52,7 @@ def predict_files(
     images, output = find_images(inputs), Path(output)
     options = task.prediction_options(task.shown_options() | options)
     is_tiled = getattr(options, "tile", None) is not None
-    writer = task.create_writer(output, options, predictor.category_ids, voc_xml, voc_boxes)
+    writer = task.create_writer(output, options, predictor.category_ids, voc_xml, voc_boxes, instance_ids)
     suffixes = (*writer.suffixes, ".tif") if is_tiled else writer.suffixes
     targets = [*_check_targets(images, output, suffixes), *writer.files]
     written = WrittenFiles(output)

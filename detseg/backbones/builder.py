@@ -64,11 +64,15 @@ class LayerBuilder:
         options = {"padding": "same", "use_bias": False, **options}
         return Conv2D(filters, kernel_size, strides=strides, dilation_rate=dilation, **options)(x)
 
-    def depthwise(self, x, kernel_size, native, stride=1, *, name, pad_name, rate=1):
-        """A depthwise convolution, padded as MobileNets are: at a stride of 2 one less at the top and left."""
+    def depthwise(self, x, kernel_size, native, stride=1, *, name, pad_name, rate=1, symmetric=False):
+        """A depthwise convolution, padded as MobileNets are: at a stride of 2 one less at the top and left.
+
+        symmetric:  bool, as torchvision's are: by as much in front as behind.
+        """
         if stride == 2:
             half = kernel_size // 2
-            x = self.pad(x, kernel_size, native, stride, leading=half - 1, trailing=half, name=pad_name)
+            leading = half if symmetric else half - 1
+            x = self.pad(x, kernel_size, native, stride, leading, trailing=half, rate=rate, name=pad_name)
         strides, dilation = self.place(native, stride)
         options = {"padding": "valid" if stride == 2 else "same", "use_bias": False, "name": name}
         return DepthwiseConv2D(kernel_size, strides=strides, dilation_rate=dilation * rate, **options)(x)

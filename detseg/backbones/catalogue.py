@@ -30,6 +30,8 @@ class Net:
     unit_rates:         how many of DeepLabv3's unit rates (multi-grid) the last stage takes: one for each block, or 0.
     has_norms:          whether there are normalisation layers.
     dense_layers:       {name: shape of the kernel} of the classifier's layers that models take over as fc6 and fc7.
+    torch_names:        "module:function" in detseg.backbones of a net that torchvision has: layer name -> its module's
+                        name in torchvision's state_dict, or None for what it lacks. variant: the form that is its.
     unnamed_shortcuts:  the twin's convolutions, in order, to which it gives no names: what ours are called.
     """
 
@@ -44,6 +46,7 @@ class Net:
     unit_rates: int = 0
     has_norms: bool = True
     dense_layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    torch_names: str | None = None
     unnamed_shortcuts: tuple[str, ...] = ()
 
     @property
@@ -53,21 +56,33 @@ class Net:
 
 
 _VGG_LAYERS = {"fc1": (7 * 7 * 512, 4096), "fc2": (4096, 4096)}
+
+
+def _of_torchvision(net: Net, names: str, **changes: Any) -> Net:
+    """The row of a net as torchvision has it."""
+    return replace(net, preprocessing="torch", twin=None, torch_names=f"torch_names:{names}", **changes)
+
+
 _VGG = Net("vgg:create_vgg", 64, "caffe", has_norms=False, dense_layers=_VGG_LAYERS)
-_TORCH_RESNET = Net("resnet:create_resnet", 64, "torch", epsilon=1e-5, unit_rates=3)
+_TORCH_RESNET = _of_torchvision(Net("resnet:create_resnet", 64, "torch", epsilon=1e-5, unit_rates=3), "of_resnet")
 _RESNET = Net("resnet:create_resnet", 64, "caffe", variants={"b": _TORCH_RESNET}, epsilon=1.001e-5, unit_rates=3)
 _RESNETV2 = Net("resnet:create_resnetv2", 64, "tf", epsilon=1.001e-5, unit_rates=3)
 _SHORTCUTS = ("block2_shortcut", "block3_shortcut", "block4_shortcut", "block13_shortcut")
 
 
-def _mobilenetv3(twin: str) -> Net:
+def _mobilenetv3(twin: str, torch_names: str) -> Net:
     net = Net("mobilenet:create_mobilenetv3", 16, "tf", twin, activation=None)
-    return replace(net, variants={"minimalistic": replace(net, twin_options={"minimalistic": True})})
+    minimalistic = replace(net, twin_options={"minimalistic": True})
+    of_torchvision = _of_torchvision(net, torch_names)
+    return replace(net, variants={"minimalistic": minimalistic, "torchvision": of_torchvision})
+
+
+_MOBILENETV2 = Net("mobilenet:create_mobilenetv2", 32, "tf", "MobileNetV2", activation="relu6", unit_rates=3)
 
 
 CATALOGUE: Mapping[str, Net] = {
-    "vgg16": replace(_VGG, twin="VGG16"),
-    "vgg19": replace(_VGG, twin="VGG19"),
+    "vgg16": replace(_VGG, twin="VGG16", variants={"torchvision": _of_torchvision(_VGG, "of_vgg16")}),
+    "vgg19": replace(_VGG, twin="VGG19", variants={"torchvision": _of_torchvision(_VGG, "of_vgg19")}),
     "resnet18": replace(_TORCH_RESNET, unit_rates=2),
     "resnet34": _TORCH_RESNET,
     "resnet50": replace(_RESNET, twin="ResNet50"),
@@ -77,9 +92,11 @@ CATALOGUE: Mapping[str, Net] = {
     "resnet101v2": replace(_RESNETV2, twin="ResNet101V2"),
     "resnet152v2": replace(_RESNETV2, twin="ResNet152V2"),
     "mobilenet": Net("mobilenet:create_mobilenet", 32, "tf", "MobileNet", activation="relu6"),
-    "mobilenetv2": Net("mobilenet:create_mobilenetv2", 32, "tf", "MobileNetV2", activation="relu6", unit_rates=3),
-    "mobilenetv3_small": _mobilenetv3("MobileNetV3Small"),
-    "mobilenetv3_large": _mobilenetv3("MobileNetV3Large"),
+    "mobilenetv2": replace(
+        _MOBILENETV2, variants={"torchvision": _of_torchvision(_MOBILENETV2, "of_mobilenetv2", epsilon=1e-5)}
+    ),
+    "mobilenetv3_small": _mobilenetv3("MobileNetV3Small", "of_mobilenetv3_small"),
+    "mobilenetv3_large": _mobilenetv3("MobileNetV3Large", "of_mobilenetv3_large"),
     "xception": Net("xception:create_xception", 32, "tf", "Xception", unnamed_shortcuts=_SHORTCUTS),
     "xception65": Net("xception:create_xception65", 32, "tf", unit_rates=3),
 }

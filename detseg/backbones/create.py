@@ -27,6 +27,7 @@ def create_backbone(
     activation=None,
     variant=None,
     multi_grid=None,
+    norm_epsilon=None,
 ):
     """A feature extractor with the layer names and results of its keras.applications twin.
 
@@ -42,6 +43,7 @@ def create_backbone(
     multi_grid:     None, or for a net with multi_grid in the catalogue a list of int: the unit rate of each block of
                     the last stage, multiplied into the dilation that its 3x3 convolutions get from output_stride
                     (DeepLabv3, 3.2.1).
+    norm_epsilon:   None (the family's own), or that of its batch norms.
     Returns a `Backbone`. Inputs are (B, H, W, in_channels), of any size; the levels line up exactly where H and W are
     multiples of 32 (families say in their files what an odd map does).
     Raises UserError for an unknown name or value and for weights that don't fit.
@@ -65,7 +67,8 @@ def create_backbone(
         _check_unit_rates(name, net.unit_rates, multi_grid)
     factory = pkgutil.resolve_name(f"detseg.backbones.{net.factory}")
     form = net.variants.get(variant, net)
-    layers = LayerBuilder(norm, activation or form.activation, output_stride, form.epsilon)
+    epsilon = form.epsilon if norm_epsilon is None else norm_epsilon
+    layers = LayerBuilder(norm, activation or form.activation, output_stride, epsilon)
     unit_rates = [multi_grid or (1,) * net.unit_rates] if net.unit_rates else []
     images = keras.Input((None, None, in_channels))
     outputs, levels = factory(name, images, layers, alpha, variant, *unit_rates)
@@ -80,7 +83,8 @@ def create_configured_backbone(options, channels=3, pretrained=True):
 
     pretrained:  False leaves options.weights unread, for a model whose weights are loaded afterwards.
     """
-    arguments = options.model_dump(include={"output_stride", "norm", "alpha", "activation", "variant", "multi_grid"})
+    keys = ("output_stride", "norm", "alpha", "activation", "variant", "multi_grid", "norm_epsilon")
+    arguments = options.model_dump(include=set(keys))
     weights = options.weights if pretrained else None
     backbone = create_backbone(options.backbone, in_channels=channels, weights=weights, **arguments)
     if backbone.unused_layers:

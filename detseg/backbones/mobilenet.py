@@ -99,13 +99,15 @@ def create_mobilenetv2(name, x, layers, alpha, variant, multi_grid):
     rates are for the three depthwise convolutions at native stride 32, blocks 14 to 16.
     """
     unit_rates = dict(zip((14, 15, 16), multi_grid, strict=True))
-    x = layers.conv(x, make_divisible(32 * alpha), 3, native=1, stride=2, name="Conv1")
+    of_torchvision = variant == "torchvision"
+    x = _first_conv(x, layers, make_divisible(32 * alpha), of_torchvision, name="Conv1")
     x = layers.activate(layers.norm(x, "bn_Conv1"), "Conv1_relu")
     native = 2
     for block, row in enumerate(MOBILENETV2):
         prefix = f"block_{block}_" if block else "expanded_conv_"
         filters, rate = make_divisible(int(row.filters * alpha)), unit_rates.get(block, 1)
-        x = _bottleneck(x, layers, native, row, filters, prefix, ("pad", "BN", "relu"), rate=rate)
+        names = ("pad", "BN", "relu")
+        x = _bottleneck(x, layers, native, row, filters, prefix, names, rate=rate, symmetric=of_torchvision)
         native *= row.stride
     x = layers.conv(x, make_divisible(1280 * max(alpha, 1.0)), 1, native, name="Conv_1")
     x = layers.activate(layers.norm(x, "Conv_1_bn"), "out_relu")
@@ -118,38 +120,55 @@ def create_mobilenetv3(name, x, layers, alpha, variant):
     Levels 2..16 are the expanded inputs of the bottlenecks that stride next (small's first has no expansion: level 2
     is the first convolution); 32 is the last 1x1 convolution, where the classifier's pooling would follow.
     `activation` replaces each relu and hard swish; the gate of squeeze-excite stays a hard sigmoid.
-    The variant "minimalistic" has 3x3 kernels and relu everywhere and no squeeze-excite.
+    The variant "minimalistic" has 3x3 kernels and relu everywhere and no squeeze-excite. The variant "torchvision" is
+    torchvision's: padded symmetrically, its own normalisation of the pixels, and a dilated stage is dilated from its
+    first convolution on. Its large net has the level "bneck13" too: the first bottleneck of stride 32.
     """
+    of_torchvision = variant == "torchvision"
     rows = MOBILENETV3[name]
     if variant == "minimalistic":
         rows = [row._replace(kernel_size=3, squeezes=False, activation="relu") for row in rows]
     given = layers.activation_kind
     builders = {kind: replace(layers, activation_kind=given or kind) for kind in ("relu", "hard_swish")}
     layers = builders[rows[-1].activation]  # of the first and the last convolution
-    x = layers.conv(x, 16, 3, native=1, stride=2, name="conv")
+    x = _first_conv(x, layers, 16, of_torchvision, name="conv")
     x = layers.activate(layers.norm(x, "conv_bn"), "conv_act")
     native = 2
     for block, row in enumerate(rows):
         prefix = f"expanded_conv_{block}_" if block else "expanded_conv_"
         filters, names = make_divisible(row.filters * alpha), ("depthwise_pad", "bn", "act")
-        x = _bottleneck(x, builders[row.activation], native, row, filters, prefix, names, given or "relu")
+        is_dilated = row.stride > 1 and layers.place(native, row.stride)[0] == 1
+        rate = row.stride if is_dilated and of_torchvision else 1
+        how = {"rate": rate, "symmetric": of_torchvision}
+        x = _bottleneck(x, builders[row.activation], native, row, filters, prefix, names, given or "relu", **how)
         native *= row.stride
     x = layers.conv(x, make_divisible(6 * x.shape[-1]), 1, native, name="conv_1")
     x = layers.activate(layers.norm(x, "conv_1_bn"), "conv_1_act")
-    return x, MOBILENETV3_LEVELS[name]
+    more = {"bneck13": ("expanded_conv_12_project_bn", 32)}
+    return x, MOBILENETV3_LEVELS[name] | (more if of_torchvision and name == "mobilenetv3_large" else {})
 
 
-def _bottleneck(x, layers, native, row, filters, prefix, names, squeezed_activation=None, rate=1):
+def _first_conv(x, layers, filters, symmetric, name):
+    """The first convolution, 3x3 of stride 2; symmetric: padded by one on all sides, as torchvision's."""
+    if symmetric:
+        x = layers.pad(x, 3, native=1, stride=2, leading=1, trailing=1, name=f"{name}_pad")
+    padding = "valid" if symmetric else "same"
+    return layers.conv(x, filters, 3, native=1, stride=2, padding=padding, name=name)
+
+
+def _bottleneck(x, layers, native, row, filters, prefix, names, squeezed_activation=None, *, rate=1, symmetric=False):
     """Inverted residual with a linear bottleneck (MobileNetV2, figure 4d), with squeeze-excite MobileNetV3's figure 4.
 
-    names:  what the padding, the norms and the activations are called.
+    names:            what the padding, the norms and the activations are called.
+    rate, symmetric:  of the depthwise convolution.
     """
     shortcut, channels, (pad, norm, activation) = x, x.shape[-1], names
     if row.expansion > 1:
         x = layers.conv(x, make_divisible(channels * row.expansion), 1, native, name=f"{prefix}expand")
         x = layers.activate(layers.norm(x, f"{prefix}expand_{norm}"), f"{prefix}expand_{activation}")
     depthwise = f"{prefix}depthwise"
-    x = layers.depthwise(x, row.kernel_size, native, row.stride, rate=rate, name=depthwise, pad_name=f"{prefix}{pad}")
+    how = {"rate": rate, "symmetric": symmetric, "name": depthwise, "pad_name": f"{prefix}{pad}"}
+    x = layers.depthwise(x, row.kernel_size, native, row.stride, **how)
     x = layers.activate(layers.norm(x, f"{depthwise}_{norm}"), f"{depthwise}_{activation}")
     if row.squeezes:
         squeezed = make_divisible(x.shape[-1] / 4)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from detseg.backbones.catalogue import CATALOGUE
-from detseg.fields import Positive, Section, Text, shown
+from detseg.fields import NotNegative, Positive, Section, Text, shown
 
 BackboneName = Literal[tuple(CATALOGUE)]
 Activation = Literal["relu", "relu6", "leaky_relu", "elu", "prelu", "hard_swish"]
@@ -37,13 +37,17 @@ class BackboneOptions(Section):
     variant: Text | None = Field(
         None,
         description="Another form of the backbone: b for resnet50, 101 and 152 (stride in the 3x3 convolution, as "
-        "torchvision's weights need), minimalistic for mobilenetv3; null: the family's own.",
+        "torchvision's weights need), torchvision for vgg16, vgg19, mobilenetv2 and mobilenetv3, minimalistic for "
+        "mobilenetv3; null: the family's own.",
     )
     alpha: Positive = Field(1.0, description="Width multiplier of the backbone.")
     output_stride: Literal[8, 16, 32] = Field(32, description=OUTPUT_STRIDE)
     weights: WeightSource | None = Field("imagenet", description=WEIGHTS)
     norm: Literal["batch", "frozen", "group"] = Field(
         "batch", description="Normalisation; frozen: the backbone's batch norm with fixed statistics, scale and offset."
+    )
+    norm_epsilon: NotNegative | None = Field(
+        None, description="Added to the variances in the backbone's batch norms; null: the family's own."
     )
     activation: Activation | None = Field(None, description="Activation in place of the backbone's own; null: its own.")
     freeze_stages: int = Field(0, ge=0, le=5, description="How many stages of strides 2 to 32 are frozen, norms too.")

@@ -196,6 +196,9 @@ Proposals = Annotated[ProposalFiles | None, Field(description=_PROPOSALS)]
 _NOT_FOR_BOXES = dict.fromkeys(("ignore_label", "palette"), "it is about label maps, for task: segmentation")
 
 
+_BY_MODEL = "a model that learns from them, mask_rcnn, makes it true where it isn't set."
+
+
 class _BoxData(_Data):
     elsewhere: ClassVar = _NOT_FOR_BOXES
     proposals: Proposals = None
@@ -218,7 +221,8 @@ class VocData(_Splits[Text], _BoxData):
     )
     masks: bool = Field(
         False,
-        description="Read the objects' masks from SegmentationObject too, and the lists of ImageSets/Segmentation.",
+        description="Read the objects' masks from SegmentationObject too, and the lists of ImageSets/Segmentation; "
+        f"{_BY_MODEL}",
     )
 
 
@@ -227,7 +231,7 @@ class CocoBoxData(_Splits[CocoSplit], _BoxData):
 
     elsewhere: ClassVar = {"voc_boxes": "COCO has only one kind of box", **_NOT_FOR_BOXES}
     format: Literal["coco"] = Field(description=_FORMAT)
-    masks: bool = Field(False, description="Read the objects' masks too.")
+    masks: bool = Field(False, description=f"Read the objects' masks too; {_BY_MODEL}")
 
 
 class InstanceFolderData(_Splits[InstanceFolderSplit], _Data):

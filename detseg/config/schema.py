@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from detseg.config.augmentation import ObjectTransform, Transform
 from detseg.config.data import DetectionData, SegmentationData
@@ -95,6 +95,16 @@ class DetectionConfig(Section):
     augmentation: Several[ObjectTransform] = Field((), description=_AUGMENTATION)
     model: DetectionModel = Field(discriminator="name", description=_MODEL)
     train: Train = Field(description=_TRAIN)
+
+    @model_validator(mode="after")
+    def _data_have_the_masks_that_the_model_reads(self):
+        data = self.data
+        if not self.model.reads_masks or getattr(data, "masks", True):
+            return self
+        if "masks" in data.model_fields_set:
+            raise ValueError(f"data.masks is false, but model.name: {self.model.name} learns from masks; expected true")
+        object.__setattr__(self, "data", data.model_copy(update={"masks": True}))
+        return self
 
 
 Config = SegmentationConfig | DetectionConfig

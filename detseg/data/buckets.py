@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 
 from detseg.data.augment import fill_colour, resized_size
+from detseg.data.masks import crop_masks
 from detseg.data.pixels import cut_window
 from detseg.errors import UserError
 
@@ -83,10 +84,14 @@ def describe_buckets(buckets, groups, batch_size):
     return f"batches have up to {len(shapes)} shapes (height x width): {listed}"
 
 
-def object_arrays(sample):
-    """What `object_batch` makes a batch of: (name, image, boxes, labels, is_crowd, proposals) of a Sample."""
+def object_arrays(sample, mask_size=None):
+    """What `object_batch` makes a batch of: (name, image, boxes, labels, is_crowd, masks, proposals) of a Sample.
+
+    mask_size:  of the masks, which are kept as `crop_masks`; None: there are none.
+    """
     objects = sample.objects
-    return sample.name, sample.image, objects.boxes, objects.labels, objects.is_crowd, sample.proposals
+    masks = None if mask_size is None else crop_masks(objects.masks, objects.boxes, mask_size)
+    return sample.name, sample.image, objects.boxes, objects.labels, objects.is_crowd, masks, sample.proposals
 
 
 def object_batch(samples, buckets, max_objects, max_proposals=None):
@@ -97,9 +102,10 @@ def object_batch(samples, buckets, max_objects, max_proposals=None):
     max_proposals: P >= 1, of an image, the first ones; None: batches have none.
     Returns       images uint8 (B, height, width, C), and a dict of "boxes" float32 (B, G, 4), "labels" int32 (B, G),
                   -1 where there is no object, "is_crowd" bool (B, G), "image_sizes" float32 (B, 2), the height and
-                  width of the image inside, and maybe "proposals" float32 (B, P, 4), of no size where there is none.
+                  width of the image inside, and maybe "masks" uint8 (B, G, S, S), as of `crop_masks`, and "proposals"
+                  float32 (B, P, 4), of no size where there is none.
     """
-    names, images, boxes, labels, is_crowd, proposals = zip(*samples, strict=True)
+    names, images, boxes, labels, is_crowd, masks, proposals = zip(*samples, strict=True)
     sizes = [image.shape[:2] for image in images]
     for name, of_image in zip(names, labels, strict=True):
         if len(of_image) > max_objects:
@@ -113,6 +119,8 @@ def object_batch(samples, buckets, max_objects, max_proposals=None):
         "is_crowd": _padded(is_crowd, max_objects, bool, False),
         "image_sizes": np.array(sizes, np.float32),
     }
+    if masks[0] is not None:
+        truth["masks"] = _padded(masks, max_objects, np.uint8, 0)
     if max_proposals is not None:
         without = [name for name, each in zip(names, proposals, strict=True) if each is None]
         if without:

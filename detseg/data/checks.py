@@ -97,7 +97,23 @@ def _object_findings(objects, size, classes, finding):
         found += finding("objects.masks", "size", _described(masks), f"expected the image's {size}")
     elif masks is not None and masks.max(initial=0) > 1:
         found += finding("objects.masks", "value", f"up to {masks.max()}", "expected 0 and 1")
+    elif masks is not None and not found:
+        for k, pixels, inside in _masks_beside_boxes(objects):
+            box = " ".join(f"{side:g}" for side in objects.boxes[k].tolist())
+            advice = f"{inside} of its {pixels} pixels lie in the object's box {box}; expected most of them"
+            found += finding(f"objects.masks[{k}]", "value", "", f"box and mask disagree: {advice}")
     return found
+
+
+def _masks_beside_boxes(objects):
+    """(index, pixels, pixels in the box) of objects most of whose mask lies beyond the box, rounded outwards."""
+    low = np.floor(objects.boxes[:, :2]).astype(int)
+    high = np.ceil(objects.boxes[:, 2:]).astype(int)
+    for k in np.flatnonzero(~objects.is_crowd).tolist():
+        pixels = np.count_nonzero(objects.masks[k])
+        inside = np.count_nonzero(objects.masks[k, low[k, 1] : high[k, 1], low[k, 0] : high[k, 0]])
+        if 2 * inside < pixels:
+            yield k, pixels, inside
 
 
 def _described(value):

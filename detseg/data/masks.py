@@ -22,6 +22,11 @@ def decode_masks(codes, size):
     return np.ascontiguousarray(rle.decode(codes).transpose(2, 0, 1))
 
 
+def code_areas(codes):
+    """Pixels of N compressed RLEs: int64 (N,). pycocotools' own way (2.0.11) overflows at more than 255 masks."""
+    return np.array([rle.area(code) for code in codes], np.int64)
+
+
 def decode_part(code):
     """The mask of a compressed RLE within its bounding box: (rows, columns) as slices, and uint8 (h, w) of 0 and 1."""
     x, y, width, height = rle.toBbox(code).astype(int)
@@ -48,6 +53,20 @@ def encode_instances(instance_ids):
     return codes
 
 
+def paint_instances(codes, size):
+    """N compressed RLEs of `size` (H, W) as uint16 (H, W): 1 + the index of the first mask that has a pixel, 0: none.
+
+    Raises ValueError for more than 65535.
+    """
+    if len(codes) > np.iinfo(np.uint16).max:
+        raise ValueError(f"{len(codes)} masks, expected up to 65535")
+    ids = np.zeros(size, np.uint16)
+    for number in range(len(codes), 0, -1):
+        part, mask = decode_part(codes[number - 1])
+        np.copyto(ids[part], number, where=mask != 0)
+    return ids
+
+
 def label_components(mask):
     """4-connected components: bool (H, W) -> int32 (H, W), 0 outside, 1..N inside."""
     return cv2.connectedComponents(np.ascontiguousarray(mask, np.uint8), connectivity=4, ltype=cv2.CV_32S)[1]
@@ -70,6 +89,27 @@ def resize_masks(masks, size):
     masks, new = np.ascontiguousarray(masks), (size[1], size[0])
     resized = [cv2.resize(mask, new, interpolation=cv2.INTER_NEAREST_EXACT) for mask in masks]
     return np.array(resized, np.uint8).reshape(-1, *size)
+
+
+def crop_masks(masks, boxes, size):
+    """Instance masks within their boxes, in cells: uint8 (N, size, size), 0..255, the share of a cell that is the mask.
+
+    masks, boxes:  uint8 (N, H, W) of 0 and 1; (N, 4), within the image. What of a mask lies beyond its box is left out.
+    """
+    crops = np.zeros((len(masks), size, size), np.uint8)
+    steps = np.linspace(0, 1, size + 1)
+    for crop, mask, box in zip(crops, masks, np.asarray(boxes, np.float64), strict=True):
+        (left, top), (right, bottom) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
+        sums = cv2.integral(np.ascontiguousarray(mask[top:bottom, left:right])).astype(np.float64)
+        # Between pixels' edges these sums are linear along each axis: a cell's share follows exactly.
+        for axis, (start, end, first) in enumerate(((box[1], box[3], top), (box[0], box[2], left))):
+            edges = start + steps * (end - start) - first
+            low = np.minimum(edges.astype(int), sums.shape[axis] - 2)
+            part = np.expand_dims(edges - low, 1 - axis)
+            sums = sums.take(low, axis) * (1 - part) + sums.take(low + 1, axis) * part
+        cell = (box[2:] - box[:2]).prod() / size**2
+        np.rint(np.diff(np.diff(sums, axis=0), axis=1) * (255 / cell), out=crop, casting="unsafe")
+    return crops
 
 
 def paint_maps(codes, labels, is_crowd, size, background=0, ignore_label=255):

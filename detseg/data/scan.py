@@ -17,7 +17,7 @@ from detseg.errors import UserError
 from detseg.files import written_whole
 
 _log = logging.getLogger("detseg")
-_VERSION = 3  # of what is checked and counted: raise it with every change, so that old results aren't used
+_VERSION = 4  # of what is checked and counted: raise it with every change, so that old results aren't used
 
 
 def scan_split(dataset, task, cache_dir=None, progress=True):

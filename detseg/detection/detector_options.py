@@ -49,6 +49,7 @@ class DetectorOptions(BackboneOptions):
     """What all detectors share. `resolved` says what null stands for."""
 
     reads_proposals: ClassVar[bool] = False  # whether the model is given the proposals of data.proposals
+    reads_masks: ClassVar[bool] = False  # whether it learns from objects' masks, and says some
     norm: Literal["batch", "frozen", "group"] = Field(
         "frozen",
         description="The backbone's normalisation; frozen: batch norm with fixed statistics, scale and offset, since "
@@ -95,6 +96,11 @@ class MapOptions(DetectorOptions):
         1 / 9, description="Error from which smooth L1 is linear; Detectron's (Fast R-CNN, eq. 3, has 1)."
     )
     box_loss_weight: Positive = Field(1.0, description="Factor of the loss of the boxes in the sum.")
+    padding: Literal["shapes", "zeros"] = Field(
+        "shapes",
+        description="How predict pads an image. shapes: in ImageNet's mean colour, to one of training's few shapes; "
+        "zeros: to multiples of 32 only, with zeros after the pixels are normalised, as torchvision.",
+    )
     max_objects: Count | None = Field(
         None, description="Room for an image's objects in a batch; null: the most of a training image."
     )
@@ -125,8 +131,13 @@ class AnchorOptions(MapOptions):
 
     def resolved(self) -> Self:
         """The same options with the values that null stands for. Dilated levels have the anchor sizes of their keys."""
-        sizes = tuple(self.size_in_strides * key for key in self.level_keys)
-        return super().resolved().model_copy(update={"anchor_sizes": self.anchor_sizes or sizes})
+        sizes = self.anchor_sizes
+        if sizes is None:
+            names = [key for key in self.level_keys if isinstance(key, str)]
+            if names:
+                raise ValueError(f"anchor_sizes is null, but the level {names[0]} has no stride for a name; give sizes")
+            sizes = tuple(self.size_in_strides * key for key in self.level_keys)
+        return super().resolved().model_copy(update={"anchor_sizes": sizes})
 
     @model_validator(mode="after")
     def _anchors_fit_the_levels(self):

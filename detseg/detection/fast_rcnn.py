@@ -38,4 +38,5 @@ class FastRCNN(RegionDetector):
     def _detector_losses(self, images, objects, outputs, training):
         proposals = ops.cast(objects["proposals"], "float32")
         exists = is_at_least(proposals, MIN_SIZE)
-        return self.head_losses(outputs["features"], proposals, exists, objects, training)
+        regions = self.draw_regions(proposals, exists, objects)
+        return self.head_losses(outputs["features"], regions, objects, training)

@@ -2,11 +2,12 @@
 
 import keras
 from keras import ops
+from scipy import special
 
 from detseg.detection.heads import create_rpn
 from detseg.detection.losses import box_losses
 from detseg.detection.matching import FOREGROUND, match_boxes
-from detseg.detection.nms import take_rows
+from detseg.detection.nms import NO_SCORE, take_rows
 from detseg.detection.options import FasterRCNNOptions
 from detseg.detection.proposals import sample, select_proposals
 from detseg.detection.region_detector import RegionDetector, mean_of
@@ -42,24 +43,36 @@ class FasterRCNN(RegionDetector):
 
     def _candidates(self, images, image_sizes, threshold, count, under_xla):
         """As `region_candidates`, of the regions that the network itself proposes, without these."""
+        return self._features_and_candidates(images, image_sizes, threshold, count, under_xla)[1]
+
+    def _features_and_candidates(self, images, image_sizes, threshold, count, under_xla):
+        """The extractor's levels, and `_candidates`."""
         outputs = self(images, training=False)
         anchors = self.level_anchors(images, outputs["features"])
         regions = self._proposals(outputs, anchors, image_sizes, False, under_xla)
-        return self.region_candidates(outputs["features"], *regions, image_sizes, threshold, count, under_xla)[:4]
+        features = outputs["features"]
+        return features, self.region_candidates(features, *regions, image_sizes, threshold, count, under_xla)[:4]
 
     def _proposals(self, outputs, anchors, image_sizes, training, under_xla):
         """Proposals (B, P, 4) and valid (B, P) of `select_proposals`."""
         options, maps = self.options, (outputs["objectness"], outputs["deltas"])
         in_training = (options.train_candidates, options.train_proposals)
         counts = in_training if training else (options.test_candidates, options.test_proposals)
-        proposals, _, valid = select_proposals(*maps, anchors, image_sizes, *counts, options.rpn_nms_iou, under_xla)
+        least = NO_SCORE if training or not options.rpn_score_threshold else special.logit(options.rpn_score_threshold)
+        arguments = (image_sizes, *counts, options.rpn_nms_iou, under_xla, float(least))
+        proposals, _, valid = select_proposals(*maps, anchors, *arguments)
         return proposals, valid
 
     def _detector_losses(self, images, objects, outputs, training):
+        return self._losses_and_regions(images, objects, outputs, training)[0]
+
+    def _losses_and_regions(self, images, objects, outputs, training):
+        """The losses of `FasterRCNN.loss_names`, and the regions of `draw_regions`."""
         anchors = self.level_anchors(images, outputs["features"])
         rpn_losses = self._rpn_losses(outputs, ops.concatenate(anchors, axis=0), objects)
-        regions = self._proposals(outputs, anchors, objects["image_sizes"], True, self.jit_compile)
-        return *rpn_losses, *self.head_losses(outputs["features"], *regions, objects, training)
+        proposals = self._proposals(outputs, anchors, objects["image_sizes"], True, self.jit_compile)
+        regions = self.draw_regions(*proposals, objects)
+        return (*rpn_losses, *self.head_losses(outputs["features"], regions, objects, training)), regions
 
     def _rpn_losses(self, outputs, anchors, objects):
         """Log loss over two classes, and smooth L1 of foreground; both over the number of sampled anchors (eq. 1), of

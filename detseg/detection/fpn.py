@@ -12,7 +12,8 @@ EXTRA_LEVELS = ("pool", "conv_c5", "conv_p5")
 def fpn(features, strides, channels=256, extra=None, norm=None):
     """Levels of equal width, each of which knows what all coarser ones see.
 
-    features:  {native stride: (B, H, W, C)}, a backbone's maps, each as large as the one before, or half as large.
+    features:  {native stride or name: (B, H, W, C)}, a backbone's maps from fine to coarse, each as large as the one
+               before, or half as large. The last key is a native stride.
     strides:   {key: actual stride}, as `backbone.strides`.
     extra:     None; "pool": one level more, every second pixel of the coarsest, as for Faster R-CNN (section 4.1);
                "conv_c5": two more by 3x3 convolutions of stride 2, the first of them on the backbone's coarsest map,
@@ -23,7 +24,7 @@ def fpn(features, strides, channels=256, extra=None, norm=None):
     """
     if extra is not None and extra not in EXTRA_LEVELS:
         raise ValueError(f"extra {extra!r}: expected None or one of {', '.join(EXTRA_LEVELS)}")
-    keys = sorted(features)
+    keys = list(features)
     last = coarser = keys[-1]
     levels, above = {}, None
     for key in reversed(keys):
@@ -36,14 +37,16 @@ def fpn(features, strides, channels=256, extra=None, norm=None):
         above, coarser = merged, key
 
     if extra == "pool":
+        keys.append(2 * last)
         levels[2 * last] = keras.layers.MaxPooling2D(1, strides=2, name=f"fpn_pool{2 * last}")(levels[last])
     elif extra is not None:
         source = features[last] if extra == "conv_c5" else levels[last]
         levels[2 * last] = _strided(source, channels, f"fpn_output{2 * last}")
         x = keras.layers.ReLU(name=f"fpn_relu{2 * last}")(levels[2 * last])
         levels[4 * last] = _strided(x, channels, f"fpn_output{4 * last}")
-    levels = dict(sorted(levels.items()))
-    return levels, {key: strides[min(key, last)] * max(key, last) // last for key in levels}
+        keys += [2 * last, 4 * last]
+    strides = {key: strides[key] if key in strides else strides[last] * key // last for key in keys}
+    return {key: levels[key] for key in keys}, strides
 
 
 def _convolve(x, channels, kernel_size, norm, name):

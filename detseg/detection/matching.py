@@ -73,5 +73,19 @@ def without_padding(objects):
 
     is_object = tf.reduce_any(objects["labels"] >= 0, axis=0)  # (G,)
     most = tf.reduce_max(tf.where(is_object, tf.range(1, tf.size(is_object) + 1), 0))
-    of_objects = ("boxes", "labels", "is_crowd")
+    of_objects = ("boxes", "labels", "is_crowd", "masks")
     return {key: value[:, :most] if key in of_objects else value for key, value in objects.items()}
+
+
+def rows_to_compute(is_needed, under_xla):
+    """How many of the first rows hold all that are needed in any image, at least 1; N where shapes may not depend on
+    data.
+
+    is_needed:  (B, N) bool.
+    """
+    if keras.backend.backend() != "tensorflow" or under_xla:
+        return is_needed.shape[1]
+    import tensorflow as tf
+
+    last = tf.where(is_needed, tf.range(1, tf.shape(is_needed)[1] + 1), 1)
+    return tf.reduce_max(last)

@@ -6,10 +6,17 @@ from pydantic import Field, model_validator
 
 from detseg.detection.detector_options import AnchorOptions, BoxLoss, Deviations, FinestStride, Numbers
 from detseg.detection.rcnn_options import RCNNOptions
-from detseg.detection.region_options import FasterRCNNOptions, FastRCNNOptions
+from detseg.detection.region_options import FasterRCNNOptions, FastRCNNOptions, MaskRCNNOptions
 from detseg.fields import Count, NotNegative, Probability, Share, Threshold, Whole
 
-__all__ = ["DetectionModel", "FastRCNNOptions", "FasterRCNNOptions", "RCNNOptions", "RetinaNetOptions"]
+__all__ = [
+    "DetectionModel",
+    "FastRCNNOptions",
+    "FasterRCNNOptions",
+    "MaskRCNNOptions",
+    "RCNNOptions",
+    "RetinaNetOptions",
+]
 
 
 class RetinaNetOptions(AnchorOptions):
@@ -62,7 +69,7 @@ class RetinaNetOptions(AnchorOptions):
         return self
 
 
-DetectionModel = RCNNOptions | FastRCNNOptions | FasterRCNNOptions | RetinaNetOptions
+DetectionModel = RCNNOptions | FastRCNNOptions | FasterRCNNOptions | MaskRCNNOptions | RetinaNetOptions
 
 
 def _tell_whose_keys_are_whose():

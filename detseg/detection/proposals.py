@@ -11,7 +11,15 @@ MIN_SIZE = 1e-3  # pixels, of proposals
 
 
 def select_proposals(
-    scores, deltas, anchors, image_sizes, max_candidates, max_proposals, iou_threshold, under_xla=False
+    scores,
+    deltas,
+    anchors,
+    image_sizes,
+    max_candidates,
+    max_proposals,
+    iou_threshold,
+    under_xla=False,
+    least_score=NO_SCORE,
 ):
     """The boxes of highest objectness after suppression on each level by itself (section 3.3; FPN, section 4.1).
 
@@ -19,6 +27,7 @@ def select_proposals(
     image_sizes:              (B, 2), to which boxes are clipped; those smaller than `MIN_SIZE` then are dropped.
     max_candidates:           of each level, before suppression.
     max_proposals:            P, of all levels together.
+    least_score:              logit of objectness; smaller ones are dropped.
     Returns                   proposals (B, P, 4), zeros where there are fewer; scores (B, P), falling; valid (B, P)
                               bool; no gradient flows.
     """
@@ -30,7 +39,8 @@ def select_proposals(
         level_scores, places = top_rows(level_scores, candidates)  # (B, C)
         candidate_deltas = take_rows(ops.stop_gradient(level_deltas), places)  # (B, C, 4)
         boxes = clip_boxes(decode_boxes(candidate_deltas, ops.take(level_anchors, places, axis=0)), image_sizes)
-        valid = ops.logical_and(level_scores > NO_SCORE, is_at_least(boxes, MIN_SIZE))
+        is_likely = ops.logical_and(level_scores > NO_SCORE, level_scores >= least_score)
+        valid = ops.logical_and(is_likely, is_at_least(boxes, MIN_SIZE))
         count = min(candidates, max_proposals)
         indices, kept = nms(boxes, level_scores, iou_threshold, count, valid, under_xla=under_xla)
         kept_boxes.append(take_rows(boxes, indices))

@@ -34,6 +34,9 @@ class RegionDetector(Detector):
         super().__init__(options, class_count, channels, seed, backbone, name)
         options, backbone = self.options, self.backbone
         keys = [key for key in options.level_keys if key in backbone.keys]
+        if missing := [key for key in options.level_keys if isinstance(key, str) and key not in keys]:
+            known = ", ".join(map(str, backbone.keys))
+            raise UserError(f"model.pyramid_levels: {backbone.name} has no level {missing[0]}; its levels are {known}")
         if options.head == "stage":
             trunk, stage = split_backbone(backbone)
         else:
@@ -113,30 +116,38 @@ class RegionDetector(Detector):
 
     def _classify(self, features, regions, training, under_xla):
         """Logits (B, R, K + 1) and deltas (B, R, box_count, 4) of regions (B, R, 4)."""
-        options = self.options
-        count, size = regions.shape[1], options.roi_size
-        maps, strides = ([x[i] for i in self.region_levels] for x in (features, self.strides))
-        if options.roi_pooling == "pool":
-            pooled = roi_pool(maps[0], regions, strides[0], size, inside=True)
+        count, size = regions.shape[1], self.options.roi_size
+        if self.options.roi_pooling == "pool":
+            pooled = roi_pool(features[0], regions, self.strides[0], size, inside=True)
         else:
-            how = {"aligned": options.roi_aligned, "under_xla": under_xla}
-            pooled = roi_align(maps, regions, strides, size, options.sampling_ratio, **how)
-        pooled = ops.reshape(pooled, (-1, size, size, maps[0].shape[-1]))  # (B * R, P, P, C)
+            pooled = self.align(features, regions, size, under_xla)
+        pooled = ops.reshape(pooled, (-1, size, size, features[0].shape[-1]))  # (B * R, P, P, C)
         logits, deltas = self.head(pooled, training=training)
         logits = ops.reshape(logits, (-1, count, self.class_count + 1))
         return logits, ops.reshape(deltas, (-1, count, self.box_count, 4))
 
-    def head_losses(self, features, proposals, exists, objects, training):
-        """Log loss over K + 1 classes, and the true class's box loss of foreground; both over the number of sampled
-        proposals (Fast R-CNN, eq. 1).
+    def align(self, features, regions, size, under_xla):
+        """Features (B, R, size, size, C) of regions (B, R, 4), each from the level that it belongs to."""
+        maps, strides = ([x[i] for i in self.region_levels] for x in (features, self.strides))
+        how = {"aligned": self.options.roi_aligned, "under_xla": under_xla}
+        return roi_align(maps, regions, strides, size, self.options.sampling_ratio, **how)
 
-        proposals, exists:  (B, P, 4) and (B, P) bool; objects: the ground truth.
-        """
+    def draw_regions(self, proposals, exists, objects):
+        """`sample_proposals` to train on, of proposals (B, P, 4) that exist (B, P) bool; objects: the ground truth."""
         options = self.options
         truth = (objects["boxes"], objects["labels"] >= 0, objects["is_crowd"])
         ious = (options.roi_foreground_iou, options.roi_background_iou)
         counts = (options.roi_samples, options.roi_foreground_share)
-        regions, matched, is_object, drawn = sample_proposals(proposals, exists, *truth, *ious, *counts, self.seeds)
+        return sample_proposals(proposals, exists, *truth, *ious, *counts, self.seeds)
+
+    def head_losses(self, features, regions, objects, training):
+        """Log loss over K + 1 classes, and the true class's box loss of foreground; both over the number of regions
+        (Fast R-CNN, eq. 1).
+
+        regions:  of `draw_regions`; objects: the ground truth.
+        """
+        options = self.options
+        regions, matched, is_object, drawn = regions
         logits, deltas = self._classify(features, regions, training, self.jit_compile)
         labels = ops.cast(take_rows(objects["labels"], matched), "int32")  # (B, S)
         classes = ops.where(is_object, labels, self.class_count)

@@ -1,11 +1,23 @@
 """The options of the detectors that classify regions of an image's feature maps; see options.py."""
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from detseg.detection.detector_options import AnchorOptions, BoxLoss, Deviations, FinestStride, IoURange, MapOptions
-from detseg.fields import Count, Fraction, Positive, Share, Text, Threshold
+from detseg.fields import (
+    Count,
+    Fraction,
+    NotEmpty,
+    Positive,
+    Probability,
+    Several,
+    Share,
+    Text,
+    Threshold,
+    Whole,
+    shown,
+)
 
 
 class RegionOptions(MapOptions):
@@ -18,6 +30,11 @@ class RegionOptions(MapOptions):
         "stride 16, as in the paper.",
     )
     finest_stride: FinestStride = 4
+    pyramid_levels: Annotated[Several[int | Text], NotEmpty] | None = Field(
+        None,
+        description="The backbone's levels under the pyramid, from fine to coarse, by native stride or name, such as "
+        "[bneck13, 32] of mobilenetv3_large's variant torchvision; null: the strides from finest_stride to 32.",
+    )
     box_loss: BoxLoss = "smooth_l1"
     roi_pooling: Literal["align", "pool"] = Field(
         "align",
@@ -65,7 +82,9 @@ class RegionOptions(MapOptions):
 
     @property
     def level_keys(self) -> tuple[int, ...]:
-        return super().level_keys if self.neck == "fpn" else (16,)
+        if self.neck == "none":
+            return (16,)
+        return super().level_keys if self.pyramid_levels is None else (*self.pyramid_levels, 64)
 
     def resolved(self) -> Self:
         on_pyramid = self.neck == "fpn"
@@ -85,7 +104,7 @@ class RegionOptions(MapOptions):
             reason = "neck is fpn" if self.neck == "fpn" else f"{self.backbone} has no such stage"
             raise ValueError(f"head is stage, but {reason}; expected dense or null, or neck: none and no VGG")
         if self.neck == "none":
-            self.refuse_unused(("finest_stride", "fpn_channels"), "neck: fpn")
+            self.refuse_unused(("finest_stride", "fpn_channels", "pyramid_levels"), "neck: fpn")
             if not is_stage:
                 self.refuse_unused(("output_stride",), "neck: fpn or head: stage")
         if is_stage:
@@ -94,6 +113,16 @@ class RegionOptions(MapOptions):
             self.refuse_unused(("roi_aligned", "sampling_ratio"), "roi_pooling: align")
             if self.neck == "fpn":
                 raise ValueError("roi_pooling is pool, which needs neck: none, a single map; expected align")
+        return self
+
+    @model_validator(mode="after")
+    def _levels_are_from_fine_to_coarse(self):
+        levels = self.pyramid_levels
+        if levels is not None:
+            self.refuse_unused(("finest_stride",), "pyramid_levels: null")
+            strides = [level for level in levels if isinstance(level, int)]
+            if levels[-1] != 32 or sorted(set(strides)) != strides or not set(strides) <= {4, 8, 16, 32}:
+                raise ValueError(f"pyramid_levels is {shown(levels)}; expected rising strides of 4 to 32, 32 the last")
         return self
 
     @model_validator(mode="after")
@@ -162,6 +191,9 @@ class FasterRCNNOptions(RegionOptions, AnchorOptions):
     train_candidates: Count = Field(
         2000, description="Proposals of a level before suppression in training; Detectron's (originally 12000)."
     )
+    rpn_score_threshold: Fraction = Field(
+        0.0, description="Proposals of smaller probability are dropped in prediction; torchvision's MobileNets: 0.05."
+    )
     test_candidates: Count = Field(
         1000, description="Proposals of a level before suppression in testing; Detectron's (originally 6000)."
     )
@@ -185,3 +217,21 @@ class FasterRCNNOptions(RegionOptions, AnchorOptions):
             raise ValueError("rpn_samples is 1, but at most half of them are objects; expected 2 or more")
         self.refuse_unordered("rpn_background_iou", "rpn_foreground_iou")
         return self
+
+
+class MaskRCNNOptions(FasterRCNNOptions):
+    """Mask R-CNN (He et al. 2017): Faster R-CNN with a mask for each detection."""
+
+    reads_masks: ClassVar = True
+    name: Literal["mask_rcnn"] = Field("mask_rcnn", description="The model: proposals, a head and a mask on each.")
+    head: Literal["dense"] = Field("dense", description="What a region's features go through: two dense layers.")
+    mask_roi_size: Count = Field(14, description="Rows and columns of a region's features; its mask has twice as many.")
+    mask_convolutions: Whole = Field(4, description="3x3 convolutions of the mask head (Mask R-CNN, figure 4).")
+    mask_channels: Count = Field(256, description="Channels of the mask head.")
+    mask_loss_weight: Positive = Field(1.0, description="Factor of the loss of the masks in the sum.")
+    mask_threshold: Probability = Field(0.5, description="Probability from which a pixel belongs to the object.")
+    mask_paste: Literal["detectron2", "torchvision"] = Field(
+        "detectron2",
+        description="How a mask comes to its box in the image. detectron2: bilinear, at the centres of the image's "
+        "pixels; torchvision: the box is rounded to pixels first, one more a side, for figures like torchvision's.",
+    )

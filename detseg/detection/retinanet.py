@@ -17,6 +17,7 @@ from detseg.detection.nms import NO_SCORE, best_pairs, is_at_least, take_rows, t
 from detseg.detection.options import RetinaNetOptions
 from detseg.layers.conv import Conv2D
 from detseg.layers.norm import create_norm
+from detseg.layers.padding import PadToMultiple
 
 MIN_SIZE = 1e-2  # pixels that a box must have left of its width and height in the image
 
@@ -31,7 +32,11 @@ class RetinaNet(Detector):
     def __init__(self, options, class_count, channels=3, seed=0, backbone=None, name="retinanet"):
         super().__init__(options, class_count, channels, seed, backbone, name)
         images = keras.Input((None, None, channels), dtype="uint8", name="images")
-        features = self.backbone(Preprocess(self.backbone.preprocessing, channels, name="preprocess")(images))
+        x = Preprocess(self.backbone.preprocessing, channels, name="preprocess")(images)
+        if options.padding == "zeros":
+            self.padding_multiple = 32
+            x = PadToMultiple(self.padding_multiple, name="pad")(x)
+        features = self.backbone(x)
         features = {key: features[key] for key in options.level_keys if key in features}
         strides = {key: self.backbone.strides[key] for key in features}
         levels, strides = fpn(features, strides, options.fpn_channels, options.top_levels, options.head_norm)

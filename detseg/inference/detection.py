@@ -6,6 +6,7 @@ import numpy as np
 from detseg.data.augment import resize_image, resized_size
 from detseg.data.buckets import padded_images, single_image_shape
 from detseg.inference.compile import compile_for
+from detseg.inference.paste import paste_masks
 from detseg.inference.prediction import DetectionPredictionOptions, Prediction
 
 PLAIN = DetectionPredictionOptions()
@@ -14,7 +15,7 @@ PLAIN = DetectionPredictionOptions()
 class DetectionInference:
     """A detector as a function of uint8 images (H, W, C) of any size -> Prediction, also while it trains.
 
-    model:    FasterRCNN, RetinaNet, FastRCNN, or what has their `detect` and `options`.
+    model:    MaskRCNN, FasterRCNN, RetinaNet, FastRCNN, or what has their `detect` and `options`.
     resize:   the config's data.resize. With {shorter, longer} images are padded to training's few shapes, otherwise to
               multiples of 32.
     propose:  for a model that is given proposals: function image -> proposals (P, 4), for images that come without.
@@ -35,7 +36,10 @@ class DetectionInference:
         size = images[0].shape[:2]
         resized = [resize_image(image, *resized_size(self._resize, *size)) for image in images]
         height, width = resized[0].shape[:2]
-        padded = padded_images(resized, single_image_shape(self._resize, (height, width)))
+        if getattr(self._model.options, "padding", "shapes") == "zeros":
+            padded = np.stack(resized)  # the model pads them
+        else:
+            padded = padded_images(resized, single_image_shape(self._resize, (height, width)))
         inputs = [padded, np.array([[height, width]] * len(images), "float32")]
         factors = np.array([size[1] / width, size[0] / height] * 2, "float32")  # 1 where nothing was resized
         if self._propose is not None:
@@ -43,14 +47,21 @@ class DetectionInference:
         detections = [np.asarray(part) for part in self._detect(options)(*inputs)]
         limits = np.array([size[1], size[0]] * 2, "float32")
         predictions = []
-        for boxes, labels, scores, valid, *sources in zip(*detections, strict=True):
+        for boxes, labels, scores, valid, *more in zip(*detections, strict=True):
             if options.score_threshold is not None:
                 valid = valid & (scores > options.score_threshold)
             kept = np.flatnonzero(valid)[: options.max_detections]
             boxes, labels = np.minimum(boxes[kept] * factors, limits), labels[kept].astype("int64")
-            sources = {"proposals": sources[0][kept] * factors} if sources else {}
-            predictions.append(Prediction(boxes=boxes, labels=labels, scores=scores[kept], **sources))
+            more = self._more(more, kept, boxes, size, factors)
+            predictions.append(Prediction(boxes=boxes, labels=labels, scores=scores[kept], **more))
         return predictions
+
+    def _more(self, more, kept, boxes, size, factors):
+        """What a model says of an image beside boxes, labels and scores, by its name in Prediction."""
+        own = self._model.options
+        if getattr(own, "reads_masks", False):
+            return {"masks": paste_masks(more[0][kept], boxes, size, own.mask_threshold, own.mask_paste)}
+        return {"proposals": more[0][kept] * factors} if more else {}
 
     def _proposal_batch(self, images, proposals):
         """float32 (B, P, 4) of the images' proposals, P as the model takes them; zeros where there are fewer."""

@@ -10,6 +10,7 @@ from importlib.metadata import version
 import numpy as np
 from pycocotools import mask as rle
 
+from detseg.data.masks import code_areas
 from detseg.errors import UserError
 from detseg.metrics.arrays import Array, Flags, Masks, as_boxes, as_column, as_labels, as_rles, mean_of_defined, to_xywh
 
@@ -115,7 +116,7 @@ class CocoScores:
         """The objects of an image as columns, named as in COCO's annotations."""
         if self._iou_type == "segm":
             masks = as_rles(shapes, f"{prefix}masks")
-            boxes, own_areas = rle.toBbox(masks).reshape(-1, 4), rle.area(masks)
+            boxes, own_areas = rle.toBbox(masks).reshape(-1, 4), code_areas(masks)
         else:
             masks, boxes = [], to_xywh(as_boxes(shapes, f"{prefix}boxes"))
             own_areas = boxes[:, 2:].prod(1)

@@ -32,6 +32,7 @@ class DetectionScores:
         names = dict(enumerate(classes))
         self._boxes = CocoScores(names, "bbox", engine, coco)
         self._masks = CocoScores(names, "segm", engine, coco) if masks else None
+        self._voc_masks = VocScores(classes, voc_overlap, masks=True) if masks else None
         self.voc = VocScores(classes, voc_overlap)
         self.confusion = DetectionConfusion(len(classes))
 
@@ -63,6 +64,7 @@ class DetectionScores:
         self._boxes.update(true_boxes, true_labels, boxes, labels, scores, ignored, areas, image_id)
         if self._masks:
             self._masks.update(true_masks, true_labels, masks, labels, scores, ignored, areas, image_id)
+            self._voc_masks.update(true_masks, true_labels, masks, labels, scores, ignored)
         self.voc.update(true_boxes, true_labels, boxes, labels, scores, ignored)
         self.confusion.update(true_boxes, true_labels, boxes, labels, scores, ignored)
 
@@ -70,13 +72,14 @@ class DetectionScores:
         """The scores as in evaluation/SPLIT.json; undefined ones are nan.
 
         Returns  dict: coco, per_class, engine and images_over_max_detections as of `CocoScores`, voc as of `VocScores`;
-                 with masks too coco_masks and per_class_masks.
+                 with masks too coco_masks, voc_masks and per_class_masks.
         """
         boxes = self._boxes.result()
         result = {"coco": boxes["coco"], "voc": self.voc.result(), "per_class": boxes["per_class"]}
         if self._masks:
             masks = self._masks.result()
-            result |= {"coco_masks": masks["coco"], "per_class_masks": masks["per_class"]}
+            result |= {"coco_masks": masks["coco"], "voc_masks": self._voc_masks.result()}
+            result["per_class_masks"] = masks["per_class"]
         return result | {key: boxes[key] for key in ("engine", "images_over_max_detections") if key in boxes}
 
 

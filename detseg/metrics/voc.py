@@ -1,4 +1,4 @@
-"""Average precision of boxes as the PASCAL VOC devkit computes it (VOCevaldet.m, VOCap.m)."""
+"""Average precision of boxes, or masks, as the PASCAL VOC devkit computes it (VOCevaldet.m, VOCap.m)."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,7 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from detseg.metrics.arrays import Array, Flags, as_boxes, as_column, as_labels, mean_of_defined, to_xywh
+from detseg.metrics.arrays import (
+    Array,
+    Flags,
+    Masks,
+    as_boxes,
+    as_column,
+    as_labels,
+    as_rles,
+    mean_of_defined,
+    to_xywh,
+)
 
 MIN_OVERLAP = 0.5
 
@@ -30,7 +40,7 @@ class PrecisionRecall(NamedTuple):
 
 
 class VocScores:
-    """Collects true and found boxes of a split, image by image.
+    """Collects true and found boxes, or masks, of a split, image by image.
 
     Every detection belongs to the true box of its class that it overlaps most (of equals to the first), if IoU >=
     min_overlap. In the order of falling scores, of equals in that of `update`, the first detection of a box is right;
@@ -40,10 +50,14 @@ class VocScores:
     Boxes are half-open: the devkit's IoUs come out exactly where VOC's inclusive boxes become xmin - 1, ymin - 1.
 
     classes:  names, index = label.
+    masks:    bool, whether objects are masks, which overlap by their pixels (Hariharan et al.: Simultaneous Detection
+              and Segmentation, ECCV 2014: AP^r), in the place of boxes.
     """
 
-    def __init__(self, classes: Sequence[str], min_overlap: float = MIN_OVERLAP):
+    def __init__(self, classes: Sequence[str], min_overlap: float = MIN_OVERLAP, masks: bool = False):
         self.min_overlap = min_overlap
+        self._overlaps = mask_overlaps if masks else box_overlaps
+        self._as_objects = as_rles if masks else as_boxes
         self._classes = classes
         none = np.zeros(0, np.int64)
         self._truth = [(none, none.astype(bool))]  # of each image: labels (G,), difficult (G,)
@@ -51,17 +65,24 @@ class VocScores:
         self._box_count = 0
 
     def update(
-        self, true_boxes: Array, true_labels: Array, boxes: Array, labels: Array, scores: Array, difficult: Flags = None
+        self,
+        truth: Array | Masks,
+        true_labels: Array,
+        found: Array | Masks,
+        labels: Array,
+        scores: Array,
+        difficult: Flags = None,
     ) -> None:
-        """Adds an image as `DetectionScores.update`. difficult: bool (G,); None for none."""
-        true_boxes, boxes = as_boxes(true_boxes, "true_boxes"), as_boxes(boxes)
+        """Adds an image as `DetectionScores.update`, of boxes or masks. difficult: bool (G,); None for none."""
+        kind = "masks" if self._as_objects is as_rles else "boxes"
+        truth, found = self._as_objects(truth, f"true_{kind}"), self._as_objects(found, kind)
         known = range(len(self._classes))
-        true_labels = as_labels(true_labels, len(true_boxes), known, "true_labels")
-        labels, scores = as_labels(labels, len(boxes), known), as_column(scores, len(boxes), np.float64, "scores")
-        difficult = as_column(difficult, len(true_boxes), bool, "difficult")
+        true_labels = as_labels(true_labels, len(truth), known, "true_labels")
+        labels, scores = as_labels(labels, len(found), known), as_column(scores, len(found), np.float64, "scores")
+        difficult = as_column(difficult, len(truth), bool, "difficult")
         owners = np.full(len(labels), -1)
         if true_labels.size and labels.size:
-            overlaps = box_overlaps(boxes, true_boxes) * (labels[:, None] == true_labels)  # (D, G)
+            overlaps = self._overlaps(found, truth) * (labels[:, None] == true_labels)  # (D, G)
             nearest = overlaps.argmax(1)
             is_owned = overlaps.max(1) >= self.min_overlap
             owners[is_owned] = self._box_count + nearest[is_owned]
@@ -127,3 +148,10 @@ def box_overlaps(boxes: Array, others: Array, is_crowd: Flags = None) -> NDArray
     if not boxes.size or not others.size:
         return np.zeros((len(boxes), len(others)))
     return rle.iou(to_xywh(boxes), to_xywh(others), is_crowd)
+
+
+def mask_overlaps(masks: Sequence[dict], others: Sequence[dict]) -> NDArray[np.float64]:
+    """IoU of each of N compressed RLEs with each of M others: float64 (N, M)."""
+    if not len(masks) or not len(others):
+        return np.zeros((len(masks), len(others)))
+    return np.asarray(rle.iou(list(masks), list(others), [0] * len(others)))

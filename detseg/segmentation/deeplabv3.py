@@ -22,22 +22,45 @@ def create_deeplabv3(options, backbone, class_count):
     backbone:  a `Backbone`; its output stride scales the rates, so the same weights fit every output stride (trained at
                16, evaluated at 8: DeepLabv3, table 5).
     """
-    images, padded, features = features_of_pixels(backbone, backbone.strides[32])
+    images, padded, features = features_of_pixels(backbone, _padding_multiple(options, backbone))
     head = _aspp(options, features[32], backbone.strides[32])
-    offset = resize_offset(backbone.strides[32])
+    offset = _offset(options, backbone.strides[32])
     if options.name == "deeplabv3plus":
-        offset = resize_offset(backbone.strides[32], backbone.strides[4])
+        offset = _offset(options, backbone.strides[32], backbone.strides[4])
         head = _decode(options, head, features[4], offset)
         offset = 0.0  # the decoder has put the features where those of stride 4 are
+    elif options.head_convolutions:
+        head = conv_norm_relu(head, options.aspp_channels, 3, norm=options.head_norm, name="head_conv")
+    return _with_classifiers(options, backbone, images, padded, head, features[16], offset, class_count)
+
+
+def create_fcn_head(options, backbone, class_count):
+    """As `create_deeplabv3`, of FCNHeadOptions: a 3x3 convolution of a quarter of the channels, and the scores."""
+    images, padded, features = features_of_pixels(backbone, _padding_multiple(options, backbone))
+    head = conv_norm_relu(features[32], backbone.channels[32] // 4, 3, norm=options.head_norm, name="head_conv")
+    offset = _offset(options, backbone.strides[32])
+    return _with_classifiers(options, backbone, images, padded, head, features[16], offset, class_count)
+
+
+def _padding_multiple(options, backbone):
+    return backbone.strides[32] if options.padding == "multiple" else 1
+
+
+def _offset(options, stride, new_stride=1):
+    return resize_offset(stride, new_stride) if options.resize == "phase" else 0.0
+
+
+def _with_classifiers(options, backbone, images, padded, head, middle, offset, class_count):
+    """The model of the features `head` and, where there is an auxiliary classifier, `middle` of native stride 16."""
     head = keras.layers.Dropout(options.dropout, name="dropout")(head)
     logits = _classify(head, offset, padded, images, class_count, "logits")
     if not options.auxiliary_weight:
         return keras.Model(images, logits, name=options.name)
 
     channels = backbone.channels[16] // 4
-    auxiliary = conv_norm_relu(features[16], channels, 3, norm=options.head_norm, name="auxiliary")
+    auxiliary = conv_norm_relu(middle, channels, 3, norm=options.head_norm, name="auxiliary")
     auxiliary = keras.layers.Dropout(options.dropout, name="auxiliary_dropout")(auxiliary)
-    offset = resize_offset(backbone.strides[16])
+    offset = _offset(options, backbone.strides[16])
     auxiliary = _classify(auxiliary, offset, padded, images, class_count, "auxiliary_logits")
     outputs = {"logits": logits, "auxiliary_logits": auxiliary}
     model = ModelWithAuxiliary(images, outputs, name=options.name)

@@ -6,7 +6,7 @@ from detseg.backbones.catalogue import CATALOGUE
 from detseg.backbones.create import create_configured_backbone
 from detseg.backbones.weights import dense_weights
 from detseg.errors import UserError
-from detseg.segmentation.deeplabv3 import create_deeplabv3
+from detseg.segmentation.deeplabv3 import create_deeplabv3, create_fcn_head
 from detseg.segmentation.fcn import SCORED_STRIDES, create_fcn, load_dense_weights
 from detseg.segmentation.options import FCNOptions
 from detseg.segmentation.unet import create_encoder_unet, create_unet
@@ -16,6 +16,7 @@ logger = logging.getLogger("detseg")
 # model.name -> factory(options, backbone, number of classes) -> model
 FACTORIES = {
     **dict.fromkeys(SCORED_STRIDES, create_fcn),
+    "fcn": create_fcn_head,
     **dict.fromkeys(("deeplabv3", "deeplabv3plus"), create_deeplabv3),
     "unet": create_encoder_unet,
 }

@@ -67,26 +67,51 @@ class FCNOptions(_OnBackbone):
 
 
 class AtrousOptions(_OnBackbone):
-    """What both DeepLabs share."""
+    """What models on the maps of an atrous backbone share."""
 
     output_stride: Literal[8, 16, 32] = Field(16, description=OUTPUT_STRIDE)
+    resize: Literal["phase", "half_pixel"] = Field(
+        "phase",
+        description="Where resized maps lie. phase: at every output stride where those of stride 16 do; half_pixel: "
+        "the areas of pixels are aligned, as in torchvision.",
+    )
+    padding: Literal["multiple", "none"] = Field(
+        "multiple",
+        description="multiple: images are padded to a multiple of the output stride; none: not at all, and maps are "
+        "resized to the image's own size, as in torchvision.",
+    )
+    dropout: Fraction = Field(0.1, description="Share of the features before the classifier dropped.")
+    auxiliary_weight: NotNegative = Field(0.0, description="Weight of the loss of a classifier on stride 16; 0: none.")
+
+
+class FCNHeadOptions(AtrousOptions):
+    """FCN as torchvision and MMSegmentation have it: a 3x3 convolution and the scores, on an atrous backbone."""
+
+    name: Literal["fcn"] = Field(description="The model: a convolution and scores on the deepest map.")
+    output_stride: Literal[8, 16, 32] = Field(8, description=OUTPUT_STRIDE)
+
+
+class _DeepLabOptions(AtrousOptions):
+    """What both DeepLabs share."""
+
     aspp_rates: Several[Count] = Field(
         (6, 12, 18), description="Dilation of ASPP's 3x3 convolutions at output stride 16; doubled at 8, halved at 32."
     )
     aspp_channels: Count = Field(256, description="Channels of each branch of ASPP and of what joins them.")
     image_pooling: bool = Field(True, description="Whether ASPP has a branch with the mean over the image.")
     separable: bool = Field(False, description="Separable 3x3 convolutions in the head: faster, nearly as accurate.")
-    dropout: Fraction = Field(0.1, description="Share of the features before the classifier dropped.")
-    auxiliary_weight: NotNegative = Field(0.0, description="Weight of the loss of a classifier on stride 16; 0: none.")
 
 
-class DeepLabV3Options(AtrousOptions):
+class DeepLabV3Options(_DeepLabOptions):
     """DeepLabv3 (Chen et al. 2017) on any backbone."""
 
     name: Literal["deeplabv3"] = Field(description="The model: atrous spatial pyramid pooling.")
+    head_convolutions: Literal[0, 1] = Field(
+        0, description="3x3 convolutions between ASPP and the scores; torchvision has one."
+    )
 
 
-class DeepLabV3PlusOptions(AtrousOptions):
+class DeepLabV3PlusOptions(_DeepLabOptions):
     """DeepLabv3+ (Chen et al. 2018) on any backbone: DeepLabv3 with a decoder."""
 
     name: Literal["deeplabv3plus"] = Field(description="The model: DeepLabv3 refined by features of stride 4.")
@@ -140,7 +165,7 @@ class CustomOptions(Section):
     minimum_size: ClassVar[int] = 1
 
 
-SegmentationModel = FCNOptions | UNetOptions | DeepLabV3Options | DeepLabV3PlusOptions | CustomOptions
+SegmentationModel = FCNOptions | FCNHeadOptions | UNetOptions | DeepLabV3Options | DeepLabV3PlusOptions | CustomOptions
 
 
 # ----- losses -----

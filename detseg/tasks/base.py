@@ -169,7 +169,7 @@ class Task:
         """(title, drawing) of what else is worth seeing of an image, of the same height: list."""
         return []
 
-    def create_writer(self, output, options, category_ids=None, voc_xml=False, voc_boxes=None):
+    def create_writer(self, output, options, category_ids=None, voc_xml=False, voc_boxes=None, instance_ids=False):
         """What writes predictions into the folder `output`: see writers.py.
 
         category_ids:  of the run's data, index = label; None: counted from 1. The rest is as in `predict_files`.

@@ -14,6 +14,8 @@ from detseg.data.proposals import WithProposals, load_proposals
 from detseg.detection.anchors import anchor_recall
 from detseg.detection.fast_rcnn import FastRCNN
 from detseg.detection.faster_rcnn import FasterRCNN
+from detseg.detection.mask_head import CROP_SIZE
+from detseg.detection.mask_rcnn import MaskRCNN
 from detseg.detection.rcnn import RCNN
 from detseg.detection.retinanet import RetinaNet
 from detseg.detection.selective_search import selective_search
@@ -29,7 +31,14 @@ from detseg.tasks.writers import DetectionWriter
 
 logger = logging.getLogger("detseg")
 
-DETECTORS = {"rcnn": RCNN, "fast_rcnn": FastRCNN, "faster_rcnn": FasterRCNN, "retinanet": RetinaNet}  # by model.name
+# model.name -> class
+DETECTORS = {
+    "rcnn": RCNN,
+    "fast_rcnn": FastRCNN,
+    "faster_rcnn": FasterRCNN,
+    "mask_rcnn": MaskRCNN,
+    "retinanet": RetinaNet,
+}
 
 IGNORE_LABEL = 255  # what augmentation gives padding in label maps, of which detection has none
 LOW_RECALL = 0.9  # of anchors: below it there is a warning
@@ -40,9 +49,20 @@ class DetectionTask(Task):
     """Object detection. See `Task`."""
 
     name = "detection"
-    score_name = "AP"  # COCO's
-    score_label = "AP"
     options_kind = DetectionPredictionOptions
+
+    @property
+    def has_masks(self):
+        """Whether the model learns from objects' masks and says some."""
+        return self.config.model is not None and self.config.model.reads_masks
+
+    @property
+    def score_name(self):
+        return "mask_AP" if self.has_masks else "AP"  # COCO's
+
+    @property
+    def score_label(self):
+        return "mask AP" if self.has_masks else "AP"
 
     def create_model(self, pretrained=True):
         config, options = self.config, self.config.model
@@ -56,8 +76,9 @@ class DetectionTask(Task):
         augmented = self.create_augmentation(augment, IGNORE_LABEL)
         room = max(self.config.model.max_objects or int(scan.object_counts.max()), 1)
         most = self.config.model.train_proposals if self.config.model.reads_proposals else None
+        mask_size = CROP_SIZE if self.has_masks else None
         return Batches(
-            prepare=lambda sample, rng: object_arrays(augmented(sample, rng)),
+            prepare=lambda sample, rng: object_arrays(augmented(sample, rng), mask_size),
             collate=functools.partial(object_batch, buckets=buckets, max_objects=room, max_proposals=most),
             groups=bucket_groups(scan.image_sizes, self.config.data.resize, buckets) if shapes.size is None else None,
         )
@@ -67,7 +88,15 @@ class DetectionTask(Task):
         return shapes, shape_buckets(resize, shapes.size, scan.image_sizes, shapes.scale, shapes.is_turned)
 
     def complete_data(self, dataset, scan):
-        """With the proposals of data.proposals, where the model is given some and the data set has none of its own."""
+        """With the proposals of data.proposals, where the model is given some and the data set has none of its own.
+
+        UserError where the model needs masks and there are none.
+        """
+        if self.has_masks and not dataset.has_masks:
+            raise UserError(
+                f"data.{dataset.split}: its objects have no masks, which model.name: {self.config.model.name} learns "
+                "from and is scored by; expected data.masks: true, or Objects with masks"
+            )
         model, files = self.config.model, self.config.data.proposals
         if model is None or not model.reads_proposals or (files is None and dataset.proposals(0) is not None):
             return dataset
@@ -96,6 +125,8 @@ class DetectionTask(Task):
         """UserError where there is no object, or an image has too many."""
         if not scan.class_objects.any():
             raise UserError(f"data.train: no object in {len(dataset)} images; expected boxes to learn from")
+        if self.has_masks and scan.maskless == scan.object_counts.sum():
+            raise UserError(f"data.train: no mask in {len(dataset)} images has a pixel; expected masks to learn from")
         self.check_room(scan, dataset)
 
     def check_room(self, scan, dataset):
@@ -146,11 +177,13 @@ class DetectionTask(Task):
 
     def create_scores(self, extra=False, masks=False):
         """extra: bool, for files and drawings too (`write_scores`). masks: bool, scores of masks too."""
-        return DetectionTaskScores(self.classes, masks, extra, self.config.model and self.config.model.max_detections)
+        most = self.config.model and self.config.model.max_detections
+        return DetectionTaskScores(self.classes, masks or self.has_masks, extra, most)
 
     def figures(self, result):
-        coco, voc = result["coco"], result["voc"]
-        return {name: coco[name] for name in ("AP", "AP50", "AP75")} | {"mAP": voc["mAP"]}
+        coco, voc, masks = result["coco"], result["voc"], result.get("coco_masks", {})
+        figures = {name: coco[name] for name in ("AP", "AP50", "AP75")} | {"mAP": voc["mAP"]}
+        return figures | {f"mask_{name}": masks[name] for name in ("AP", "AP50", "AP75") if name in masks}
 
     def write_scores(self, scores, dataset, folder, name):
         return scores.write(dataset, folder, name, self.voc_list(dataset))
@@ -181,11 +214,14 @@ class DetectionTask(Task):
         """The name of the list in VOC's layout that a dataset reads; None in others."""
         return Path(getattr(self.config.data, dataset.split)).name if self.config.data.format == "voc" else None
 
-    def create_writer(self, output, options, category_ids=None, voc_xml=False, voc_boxes=None):
+    def create_writer(self, output, options, category_ids=None, voc_xml=False, voc_boxes=None, instance_ids=False):
+        if instance_ids and not self.has_masks:
+            raise UserError(f"--instance-ids: model.name: {self.config.model.name} says no masks; mask_rcnn does")
         if voc_boxes is not None and not voc_xml:
             raise UserError("--voc-boxes: says what --voc-xml writes; expected that too")
         voc_boxes = voc_boxes or getattr(self.config.data, "voc_boxes", "inclusive")
-        return DetectionWriter(output, self.classes, category_ids, voc_xml, voc_boxes == "inclusive")
+        is_inclusive = voc_boxes == "inclusive"
+        return DetectionWriter(output, self.classes, category_ids, voc_xml, is_inclusive, instance_ids)
 
     def format_scores(self, result):
         return format_detection_scores(result)

@@ -104,6 +104,13 @@ def format_detection_scores(result):
         )
     coco, voc = result["coco"], result["voc"]
     lines.append("  ".join(f"{name} {value:.4f}" for name, value in coco.items()))
+    if "coco_masks" in result:
+        masks, voc_masks = result["coco_masks"], result["voc_masks"]
+        lines.append("masks: " + "  ".join(f"{name} {value:.4f}" for name, value in masks.items()))
+        lines.append(
+            f"masks: AP {masks['AP']:.4f}, AP50 {masks['AP50']:.4f} (COCO); mAP {voc_masks['mAP']:.4f}, with the "
+            f"11-point rule {voc_masks['mAP07']:.4f} (VOC)"
+        )
     speed = f", {result['images_per_second']:.1f} images/s" if "images_per_second" in result else ""
     lines.append(
         f"{result['split']}: AP {coco['AP']:.4f}, AP50 {coco['AP50']:.4f} (COCO, by {result['engine']}); mAP "

@@ -1,6 +1,7 @@
 """A split through a model, or beside a file of detections, scored image by image."""
 
 import functools
+import logging
 import time
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from detseg.data.loader import read_in_order
 from detseg.data.sample import Sample
 from detseg.errors import UserError
 from detseg.inference.results_files import read_coco_results, read_voc_results
+
+logger = logging.getLogger("detseg")
 
 
 def score_dataset(task, inference, dataset, workers=2, progress=None, scores=None, drawings=None):
@@ -67,6 +70,8 @@ def score_detections(task, dataset, image_sizes, path, drawings=None):
         found = read_coco_results(path, dict(zip(dataset.image_ids, image_sizes, strict=True)), dataset.category_ids)
     found = list(found.values())
     with_masks = any(len(item.boxes) for item in found) and all(item.masks is not None for item in found)
+    if with_masks and not dataset.has_masks:
+        logger.warning("%s: its masks are not scored: the data are read without any; set data.masks: true", path)
     scores = task.create_scores(extra=True, masks=dataset.has_masks and with_masks)
     for index, item in enumerate(found):
         truth = functools.partial(dataset.true_instances, index)

@@ -183,9 +183,10 @@ class SegmentationTask(Task):
     def draw_truth_and_found(self, sample, found):
         return tuple(draw_label_map(sample.image, each.label_map, self.classes) for each in (sample, found))
 
-    def create_writer(self, output, options, category_ids=None, voc_xml=False, voc_boxes=None):
-        if voc_xml or voc_boxes is not None:
-            raise UserError("--voc-xml, --voc-boxes: for task: detection; this run's task is segmentation")
+    def create_writer(self, output, options, category_ids=None, voc_xml=False, voc_boxes=None, instance_ids=False):
+        if voc_xml or voc_boxes is not None or instance_ids:
+            names = "--voc-xml, --voc-boxes, --instance-ids"
+            raise UserError(f"{names}: for task: detection; this run's task is segmentation")
         return SegmentationWriter(output, self.classes, options.probabilities)
 
     def format_scores(self, result):

@@ -3,8 +3,10 @@
 A writer has `suffixes`, the endings after an image's stem of the files written for it, and `files`, the others' names.
 """
 
+import cv2
 import numpy as np
 
+from detseg.data.masks import paint_instances
 from detseg.data.palette import voc_palette, write_index_png
 from detseg.data.windows import write_label_tiff
 from detseg.files import written_whole
@@ -59,25 +61,36 @@ class DetectionWriter:
     category_ids:  the source's id of each class; None: counted from 1.
     voc_xml:       bool, whether to write a VOC annotation for each image too.
     inclusive:     bool, whether the numbers in that are the devkit's or the box's edges (data.voc_boxes).
+    instance_ids:  bool, whether to write an image of object numbers for each image too.
     """
 
     files = ("predictions.json",)
 
-    def __init__(self, output, classes, category_ids=None, voc_xml=False, inclusive=True):
+    def __init__(self, output, classes, category_ids=None, voc_xml=False, inclusive=True, instance_ids=False):
         self._output = output
         self._classes = classes
         self._category_ids = category_ids or range(1, len(classes) + 1)
         self._voc_xml = voc_xml
         self._inclusive = inclusive
+        self._instance_ids = instance_ids
         self._entries, self._images = [], 0
-        self.suffixes = ("_overlay.png", ".xml") if voc_xml else ("_overlay.png",)
+        more = {".xml": voc_xml, "_instances.png": instance_ids}
+        self.suffixes = ("_overlay.png", *(suffix for suffix, is_asked in more.items() if is_asked))
 
     def write(self, prediction, image, path):
-        """Writes STEM_overlay.png and, where asked for, STEM.xml for the image file `path`."""
+        """Writes STEM_overlay.png and, where asked for, STEM.xml and STEM_instances.png for the image file `path`.
+
+        STEM_instances.png, 16 bits: the number of the object that each pixel belongs to, from 1 on by falling score, of
+        several the one of the highest score; 0: none.
+        """
         self._images += 1
         self._entries += coco_entries(prediction, self._images, self._category_ids, path.name)
-        drawing = draw_detections(image, prediction.boxes, prediction.labels, self._classes, prediction.scores)
-        write_png(self._output / f"{path.stem}_overlay.png", drawing)
+        found = (prediction.boxes, prediction.labels, self._classes, prediction.scores, prediction.masks)
+        write_png(self._output / f"{path.stem}_overlay.png", draw_detections(image, *found))
+        if self._instance_ids:
+            ids = paint_instances(prediction.masks, image.shape[:2])
+            with written_whole(self._output / f"{path.stem}_instances.png") as temporary:
+                temporary.write_bytes(cv2.imencode(".png", ids)[1])
         if self._voc_xml:
             target = self._output / f"{path.stem}.xml"
             write_voc_annotation(target, path.name, image.shape, prediction, self._classes, self._inclusive)

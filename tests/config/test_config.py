@@ -424,7 +424,7 @@ def test_wrong_data_is_refused_with_what_was_expected(case):
         (
             3,
             "model: {name: fcn8, backbone: vgg16}",
-            "c.yaml:3: model.name: got 'fcn8', expected one of fcn32s, fcn16s, fcn8s, unet, deeplabv3, "
+            "c.yaml:3: model.name: got 'fcn8', expected one of fcn32s, fcn16s, fcn8s, fcn, unet, deeplabv3, "
             "deeplabv3plus, custom; did you mean 'fcn8s'?",
         ),
         (

@@ -322,8 +322,8 @@ def test_wrong_key_of_faster_rcnn_is_refused_with_what_was_expected(keys):
         ("smooth_l1_beta: 1", ": smooth_l1_beta is 1.0, which needs box_loss: smooth_l1"),
         ("prior: 1", ".prior: got 1, expected a number < 1"),
         ("top_levels: pool", ".top_levels: got 'pool', expected one of conv_c5, conv_p5"),
-        ("neck: fpn", ".neck: unknown key; it is for name: fast_rcnn, faster_rcnn"),
-        ("rpn_samples: 9", ".rpn_samples: unknown key; it is for name: faster_rcnn"),
+        ("neck: fpn", ".neck: unknown key; it is for name: fast_rcnn, faster_rcnn, mask_rcnn"),
+        ("rpn_samples: 9", ".rpn_samples: unknown key; it is for name: faster_rcnn, mask_rcnn"),
         ("multi_grid: [1]", ".multi_grid: unknown key; it is for task: segmentation"),
     ],
 )
@@ -352,7 +352,8 @@ def test_a_vgg_has_no_stage_for_a_head():
         (
             MINIMAL,
             "model.name=unet",
-            "got 'unet', expected one of rcnn, fast_rcnn, faster_rcnn, retinanet; 'unet' is for task: segmentation",
+            "got 'unet', expected one of rcnn, fast_rcnn, faster_rcnn, mask_rcnn, retinanet; 'unet' is for task: "
+            "segmentation",
         ),
         (
             MINIMAL,
@@ -364,7 +365,7 @@ def test_a_vgg_has_no_stage_for_a_head():
         (
             SEGMENTATION,
             "model.name=retinanet",
-            "got 'retinanet', expected one of fcn32s, fcn16s, fcn8s, unet, deeplabv3, deeplabv3plus, custom; "
+            "got 'retinanet', expected one of fcn32s, fcn16s, fcn8s, fcn, unet, deeplabv3, deeplabv3plus, custom; "
             "'retinanet' is for task: detection",
         ),
         (
@@ -405,8 +406,8 @@ def test_a_child_that_changes_the_task_is_told_of_each_key_of_the_base_that_does
     assert message("base: base.yaml\ntask: detection\n").split("\n") == [
         "base.yaml:2: data.format: got 'voc-segmentation', expected one of voc, coco, folder, custom; "
         "'voc-segmentation' is for task: segmentation",
-        "base.yaml:3: model.name: got 'fcn8s', expected one of rcnn, fast_rcnn, faster_rcnn, retinanet; 'fcn8s' is for "
-        "task: segmentation",
+        "base.yaml:3: model.name: got 'fcn8s', expected one of rcnn, fast_rcnn, faster_rcnn, mask_rcnn, retinanet; 'fcn8s' "
+        "is for task: segmentation",
         "base.yaml:8: tta: unknown key; it is for task: segmentation",
     ]
 

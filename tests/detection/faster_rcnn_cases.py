@@ -7,7 +7,7 @@ from retinanet_cases import batch, tiny_backbone
 from detseg.detection.faster_rcnn import FasterRCNN
 from detseg.detection.options import FasterRCNNOptions
 
-__all__ = ["batch", "step", "tiny"]
+__all__ = ["SMALL", "batch", "spread_outputs", "step", "tiny"]
 
 # So many samples that all anchors and proposals which are not ignored are trained on, whatever the draw.
 SMALL = {
@@ -32,15 +32,19 @@ def tiny(class_count=3, output_stride=32, spread=False, **options):
     keras.utils.set_random_seed(0)
     model = FasterRCNN(FasterRCNNOptions(**SMALL | options), class_count, backbone=tiny_backbone(output_stride))
     if spread:
-        images, objects = batch()
-        outputs = model(images)
-        _scale(model.rpn.get_layer("rpn_objectness"), outputs["objectness"], 1.0)
-        _scale(model.rpn.get_layer("rpn_boxes"), outputs["deltas"], 0.2)
-        regions = np.stack([objects["boxes"][0, :3]] * 2)
-        logits, deltas = model._classify(outputs["features"], regions, False, False)
-        _scale(model.head.get_layer("class_logits"), [logits], 1.5)
-        _scale(model.head.get_layer("class_boxes"), [deltas], 1.0)
+        spread_outputs(model)
     return model
+
+
+def spread_outputs(model):
+    images, objects = batch()
+    outputs = model(images)
+    _scale(model.rpn.get_layer("rpn_objectness"), outputs["objectness"], 1.0)
+    _scale(model.rpn.get_layer("rpn_boxes"), outputs["deltas"], 0.2)
+    regions = np.stack([objects["boxes"][0, :3]] * 2)
+    logits, deltas = model._classify(outputs["features"], regions, False, False)
+    _scale(model.head.get_layer("class_logits"), [logits], 1.5)
+    _scale(model.head.get_layer("class_boxes"), [deltas], 1.0)
 
 
 def _scale(layer, outputs, deviation):

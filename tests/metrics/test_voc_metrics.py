@@ -156,3 +156,29 @@ def test_overlaps_by_hand():
     assert box_overlaps([[5, 0, 15, 10]], [A], is_crowd=[True]).tolist() == [[0.5]]
     assert box_overlaps(np.zeros((0, 4)), [A]).shape == (0, 1)
     assert box_overlaps([A], []).shape == (1, 0)
+
+
+def masks_of(boxes):
+    masks = np.zeros((len(boxes), 30, 60), bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+        mask[y1:y2, x1:x2] = True
+    return masks
+
+
+def test_masks_of_whole_boxes_score_as_their_boxes():
+    truth, found, confidence = [A, B, C], [A, [20, 0, 30, 4], C, [5, 0, 15, 10]], [0.9, 0.8, 0.7, 0.95]
+    scores = VocScores(("cat",), masks=True)
+    scores.update(masks_of(truth), [0] * 3, masks_of(found), [0] * 4, confidence)
+    scores.update([], [], [], [], [])
+    expected = scores_of((truth, found, confidence), ([], [], []))
+    assert scores.result() == expected
+    assert 0 < expected["mAP"] < 1
+
+
+def test_masks_in_equal_boxes_are_told_apart_by_their_pixels():
+    """An upper and a lower triangle of one box: a detection of the lower one is a miss, though its box is right."""
+    upper = np.triu(np.ones((12, 12), bool), 1)[None]
+    for found, expected in ((upper, 1.0), (~upper, 0.0)):
+        scores = VocScores(("cat",), masks=True)
+        scores.update(upper, [0], found, [0], [0.9])
+        assert scores.result()["mAP"] == expected
