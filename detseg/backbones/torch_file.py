@@ -38,8 +38,8 @@ def read_state_dict(path, field="model.weights"):
     Returns   {key: array} in the file's order. Arrays are read-only, views of one another where the tensors are.
               float16 and bfloat16 come as float32; float32, float64, bool, uint8 and int8 to int64 as they are.
 
-    No more is read or allocated than the file has bytes (twice as many for 16-bit floats), beside at most about 100 MB
-    for the objects of a hostile pickle. Checksums of the zip form are checked.
+    No more is read or allocated than the file has bytes (twice as many for 16-bit floats), beside at most about 130 MB
+    for the objects of a hostile pickle or zip directory. Checksums of the zip form are checked.
     Raises UserError for every other kind of file, with what is wrong: an incomplete or altered file, a whole pickled
     model, names that a state_dict has no need of (nothing is executed), sizes that lie, quantized, sparse and complex
     tensors, torch's tar form of 2016, a TorchScript file, a web page in place of the file.
@@ -162,7 +162,8 @@ def _read_legacy(file, size):
     if reader.load() != MAGIC:
         raise BadTorchFileError("is a pickle, but not one that torch.save wrote")
     if (version := reader.load()) != LEGACY_VERSION:
-        raise BadTorchFileError(f"has the version {quoted(str(version))} of torch's format; {LEGACY_VERSION} is known")
+        shown = version if type(version) is int else type(version).__name__  # to print what hostile lists hold can hang
+        raise BadTorchFileError(f"has the version {shown} of torch's format; only {LEGACY_VERSION} is known")
     reader.load()  # facts of the system that wrote it: no need, as storages are little-endian everywhere
     saved = reader.load()
     keys = reader.load()

@@ -107,7 +107,7 @@ def _tensor(storage, offset, size, stride, requires_grad=False, hooks=None, meta
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and last >= storage.numel:
         raise BadTorchFileError(
-            f"is damaged: a tensor of size {size} ends at element {last} of its storage "
+            f"is damaged: a tensor of size {quoted(str(size))} ends at element {last} of its storage "
             f"{quoted(storage.key)}, which has {storage.numel}"
         )
     if metadata:

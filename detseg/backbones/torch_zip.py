@@ -20,7 +20,7 @@ ENCRYPTED, SIZES_FOLLOW = 1, 8  # of a member's flags
 
 
 class Region(NamedTuple):
-    """A piece of the file; crc is the checksum that zip files keep of it, None in other files."""
+    """A piece of the file; crc is the checksum that zip files keep of it, None where there is none."""
 
     offset: int
     size: int
@@ -69,7 +69,8 @@ def find_region(file, name, member):
         raise BadTorchFileError(f"is damaged: its member {quoted(name)} is not where the zip directory says")
     if offset + member.size > member.end or not (flags & SIZES_FOLLOW or stored in (member.size, MAX32)):
         raise BadTorchFileError(f"is damaged: its member {quoted(name)} is not {member.size} bytes long, as it says")
-    return Region(offset, member.size, member.crc)
+    # torch writes 0 for all of them after torch.serialization.set_crc32_options(False).
+    return Region(offset, member.size, member.crc or None)
 
 
 def check_region(file, name, region):
@@ -79,7 +80,7 @@ def check_region(file, name, region):
     while left:
         chunk = _read(file, min(left, CHUNK))
         crc, left = zlib.crc32(chunk, crc), left - len(chunk)
-    if crc != region.crc:
+    if region.crc is not None and crc != region.crc:
         raise BadTorchFileError(f"is altered or incomplete: its member {quoted(name)} doesn't have its checksum")
     file.seek(region.offset)
 

@@ -58,6 +58,8 @@ EXECUTED = {
     "before a valid pickle": called("os.system", SHELL)[:-1] + b"0}.",
 }
 
+LAUGHS = b"]" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(100))  # a pair of pairs of pairs ...: 2^100 lists
+
 REFUSED = {
     "nt.system": called("nt.system", SHELL),
     "numpy.load": called("numpy.load", SENTINEL),
@@ -149,7 +151,8 @@ REFUSED = {
     "nested lists": b"]" * 30_000 + b"a" * 29_999 + b".",
     "nested tuples": b")" + b"\x85" * 30_000 + b".",
     "nested marks": b"(" * 20_000 + b".",
-    "a billion laughs": b"]" + b"".join(b"q%c]h%ch%cae" % (i, i, i) for i in range(100)) + b".",
+    "a billion laughs": LAUGHS + b".",
+    "a billion laughs for a tensor": b"}" + text("a") + LAUGHS + b"s.",
     "dict that holds itself": b"}q\x00" + text("model") + b"h\x00s.",
     "list that holds itself": b"]q\x00h\x00a.",
 }

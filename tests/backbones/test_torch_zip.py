@@ -62,6 +62,7 @@ def damaged_pickle(data):
     return data[:i] + b"_rebuild_tensor_v3" + data[i + 18 :]
 
 
+LAUGHS = b"".join(b"q%ch%c\x86" % (i, i) for i in range(100))
 ONE = {"a": tensor(Storage(np.arange(6, dtype="float32")), (6,))}  # its storage is the member archive/data/0
 ZIPS = {
     "compressed pickle": lambda: zip_file(ONE, change=deflate("data.pkl")),
@@ -112,6 +113,8 @@ ZIPS = {
     "legacy: negative count": lambda: legacy_file(ONE).replace(struct.pack("<q", 6), struct.pack("<q", -6)),
     "legacy: code for a magic number": lambda: b"\x80\x02" + b"cos\nsystem\n.",
     "legacy: code for a version": lambda: pickle.dumps(MAGIC, 2) + b"\x80\x02" + b"cos\nsystem\n.",
+    "legacy: 2^100 lists for a version": lambda: pickle.dumps(MAGIC, 2) + b"]" + LAUGHS + b"." + bytes(100),
+    "legacy: nested lists for a version": lambda: pickle.dumps(MAGIC, 2) + b"]" * 30_000 + b"a" * 29_999 + b".",
     "legacy: part of a storage": lambda: legacy_file(
         {"a": tensor(Storage(np.arange(6), view=("1", 0, 6)), (6,))},
     ),
@@ -122,6 +125,12 @@ ZIPS = {
 def test_files_whose_parts_lie_are_refused(tmp_path, name):
     message = assert_refused(tmp_path / "weights.pth", ZIPS[name]())
     assert "has no need of" not in message or "code for" in name
+
+
+def test_checksums_that_torch_was_told_to_leave_out_are_not_missed(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(zip_file(ONE, change=lie("", crc=0)))
+    np.testing.assert_array_equal(read_state_dict(path)["a"], np.arange(6))
 
 
 @both_forms
