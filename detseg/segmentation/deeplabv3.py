@@ -22,23 +22,24 @@ def create_deeplabv3(options, backbone, class_count):
     backbone:  a `Backbone`; its output stride scales the rates, so the same weights fit every output stride (trained at
                16, evaluated at 8: DeepLabv3, table 5).
     """
-    images, padded, features = features_of_pixels(backbone, backbone.strides[32])
+    corners = options.aligns_corners
+    images, padded, features = features_of_pixels(backbone, backbone.strides[32], remainder=int(corners))
     head = _aspp(options, features[32], backbone.strides[32])
-    offset = resize_offset(backbone.strides[32])
+    offset = resize_offset(backbone.strides[32], align_corners=corners)
     if options.name == "deeplabv3plus":
-        offset = resize_offset(backbone.strides[32], backbone.strides[4])
+        offset = resize_offset(backbone.strides[32], backbone.strides[4], corners)
         head = _decode(options, head, features[4], offset)
         offset = 0.0  # the decoder has put the features where those of stride 4 are
     head = keras.layers.Dropout(options.dropout, name="dropout")(head)
-    logits = _classify(head, offset, padded, images, class_count, "logits")
+    logits = _classify(options, head, offset, padded, images, class_count, "logits")
     if not options.auxiliary_weight:
         return keras.Model(images, logits, name=options.name)
 
     channels = backbone.channels[16] // 4
     auxiliary = conv_norm_relu(features[16], channels, 3, norm=options.head_norm, name="auxiliary")
     auxiliary = keras.layers.Dropout(options.dropout, name="auxiliary_dropout")(auxiliary)
-    offset = resize_offset(backbone.strides[16])
-    auxiliary = _classify(auxiliary, offset, padded, images, class_count, "auxiliary_logits")
+    offset = resize_offset(backbone.strides[16], align_corners=corners)
+    auxiliary = _classify(options, auxiliary, offset, padded, images, class_count, "auxiliary_logits")
     outputs = {"logits": logits, "auxiliary_logits": auxiliary}
     model = ModelWithAuxiliary(images, outputs, name=options.name)
     model.auxiliary_weight = options.auxiliary_weight
@@ -50,14 +51,15 @@ def effective_rates(aspp_rates, output_stride):
     return [max(1, rate * RATES_STRIDE // output_stride) for rate in aspp_rates]
 
 
-def resize_offset(stride, new_stride=1):
+def resize_offset(stride, new_stride=1, align_corners=False):
     """The offset, in pixels of stride `new_stride`, by which resized maps of `stride` lie as those of stride 16 do.
 
     Atrous convolution puts new features between the old ones, which stay at multiples of the larger stride. With
     aligned areas the first would move from pixel 7.5 to 3.5 as the output stride goes from 16 to 8, and masks by half
-    a feature; the paper's own resizing aligns the corners of 16 n + 1 pixels to the same end.
+    a feature; the paper's own resizing aligns the corners of 16 n + 1 pixels to the same end: `align_corners` needs no
+    offset.
     """
-    return (RATES_STRIDE - stride) / (2 * new_stride)
+    return 0.0 if align_corners else (RATES_STRIDE - stride) / (2 * new_stride)
 
 
 def _aspp(options, features, output_stride):
@@ -65,7 +67,7 @@ def _aspp(options, features, output_stride):
 
     Image pooling sees a single value in training on a batch of one image: batch norm then gives its offset, no NaN.
     """
-    channels, norm, separable = options.aspp_channels, options.head_norm, options.separable
+    channels, norm, separable = options.aspp_channels, options.head_norm, _separable(options)
     rates = effective_rates(options.aspp_rates, output_stride)
     branches = [conv_norm_relu(features, channels, 1, norm=norm, name="aspp_1x1")]
     for index, rate in enumerate(rates, start=1):  # named by place: the rate changes with the output stride
@@ -80,19 +82,24 @@ def _aspp(options, features, output_stride):
 
 def _decode(options, x, low_level, offset):
     """The decoder of DeepLabv3+ (section 3.1): few low-level channels, so that they don't outweigh ASPP's."""
-    norm, separable = options.head_norm, options.separable
+    norm, separable = options.head_norm, _separable(options)
     low_level = conv_norm_relu(low_level, options.low_level_channels, 1, norm=norm, name="decoder_low_level")
-    x = ResizeLike(offset, name="decoder_resize")(x, low_level)
+    x = ResizeLike(offset, options.aligns_corners, name="decoder_resize")(x, low_level)
     x = keras.layers.Concatenate(name="decoder_concat")([x, low_level])
     for index in (1, 2):
         x = conv_norm_relu(x, options.decoder_channels, 3, separable=separable, norm=norm, name=f"decoder_conv{index}")
     return x
 
 
-def _classify(x, offset, padded, images, class_count, name):
+def _separable(options):
+    """The argument `separable` of `conv_norm_relu`."""
+    return "norm" if options.separable_norm else options.separable
+
+
+def _classify(options, x, offset, padded, images, class_count, name):
     """Logits of the padded images' size, cut to the images'."""
     x = Conv2D(class_count, 1, name=f"{name}_conv")(x)
-    x = ResizeLike(offset, name=f"{name}_resize", dtype="float32")(x, padded)
+    x = ResizeLike(offset, options.aligns_corners, name=f"{name}_resize", dtype="float32")(x, padded)
     return CropLike(name=name, dtype="float32")(x, images)
 
 

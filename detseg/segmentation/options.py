@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, Tag, model_validator
 
+from detseg.backbones.catalogue import CATALOGUE
 from detseg.backbones.options import OUTPUT_STRIDE, WEIGHTS, BackboneName, BackboneOptions, WeightSource
 from detseg.fields import (
     Count,
@@ -71,13 +72,41 @@ class AtrousOptions(_OnBackbone):
 
     output_stride: Literal[8, 16, 32] = Field(16, description=OUTPUT_STRIDE)
     aspp_rates: Several[Count] = Field(
-        (6, 12, 18), description="Dilation of ASPP's 3x3 convolutions at output stride 16; doubled at 8, halved at 32."
+        (6, 12, 18),
+        description="Dilation of ASPP's 3x3 convolutions at output stride 16; doubled at 8, halved at 32. "
+        "[]: no such convolutions.",
     )
     aspp_channels: Count = Field(256, description="Channels of each branch of ASPP and of what joins them.")
     image_pooling: bool = Field(True, description="Whether ASPP has a branch with the mean over the image.")
     separable: bool = Field(False, description="Separable 3x3 convolutions in the head: faster, nearly as accurate.")
+    separable_norm: bool = Field(
+        False, description="Norm and relu behind the depthwise half of these, too, as in TensorFlow's DeepLab."
+    )
+    resize: Literal["half_pixel", "align_corners"] = Field(
+        "half_pixel",
+        description="What stays in place as maps are resized: pixel areas, or the centres of the corners' pixels, as "
+        "in TensorFlow's DeepLab; images are then padded to n * output_stride + 1 pixels.",
+    )
     dropout: Fraction = Field(0.1, description="Share of the features before the classifier dropped.")
     auxiliary_weight: NotNegative = Field(0.0, description="Weight of the loss of a classifier on stride 16; 0: none.")
+
+    @property
+    def aligns_corners(self) -> bool:
+        return self.resize == "align_corners"
+
+    @model_validator(mode="after")
+    def _keys_fit_each_other(self):
+        if not self.separable:
+            self.refuse_unused(("separable_norm",), "separable: true")
+        if self.aligns_corners:
+            form = CATALOGUE[self.backbone].variants.get(self.variant, CATALOGUE[self.backbone])
+            if not form.aligns_corners:
+                raise ValueError(
+                    f"resize is align_corners, but the maps of {self.backbone} do not line up at the corners; expected "
+                    "half_pixel, or a backbone that pads maps of odd size evenly: a resnet, xception65, or mobilenetv2 "
+                    "with variant: deeplab"
+                )
+        return self
 
 
 class DeepLabV3Options(AtrousOptions):
