@@ -124,7 +124,9 @@ def _fields(maps, axis, residue=0):
 
 def _is_inexact(layer, maps, reference=None, *_):
     if isinstance(layer, ResizeLike) and maps is not None:
-        return maps.extra * maps.stride != reference.extra * reference.stride  # the factor depends on the image's size
+        shared = int(layer.align_corners)  # pixels that the lengths, which are resized, lack of the sizes
+        lengths = ((each.extra - shared) * each.stride for each in (maps, reference))
+        return len(set(lengths)) > 1  # the factor depends on the image's size
     return isinstance(layer, layers.GroupNormalization | layers.GlobalAveragePooling2D)
 
 
@@ -184,9 +186,9 @@ def _(layer, axis, maps):
     return _slide(maps, 1, 1, 1, *layer.padding[axis])
 
 
-def _resize(maps, factor, offset, extra):
-    """Bilinear interpolation of aligned pixel areas, moved by `offset` new pixels; see `interpolation_matrix`."""
-    half = Fraction(1, 2)
+def _resize(maps, factor, offset, extra, align_corners=False):
+    """Bilinear interpolation, moved by `offset` new pixels; see `interpolation_matrix`."""
+    half = Fraction(0 if align_corners else 1, 2)
     count = len(maps.first) * factor.numerator
     centres = [(half + index - Fraction(offset)) / factor - half for index in range(count)]
     starts, ends = (np.array([rounded(centre) for centre in centres]) for rounded in (math.floor, math.ceil))
@@ -202,12 +204,12 @@ def _(layer, axis, maps):
 def _(layer, axis, maps, reference):
     if maps is None:
         return reference
-    return _resize(maps, maps.stride / reference.stride, layer.offset, reference.extra)
+    return _resize(maps, maps.stride / reference.stride, layer.offset, reference.extra, layer.align_corners)
 
 
 @_field.register(PadToMultiple)
 def _(layer, axis, maps):
-    return _slide(_aligned(maps, layer.multiple), 1, 1, 1, 0, -maps.extra % layer.multiple)
+    return _slide(_aligned(maps, layer.multiple), 1, 1, 1, 0, layer.missing(maps.extra))
 
 
 @_field.register(CropLike)

@@ -97,12 +97,15 @@ class Preprocess(keras.layers.Layer):
         return input_shape
 
 
-def features_of_pixels(backbone, multiple):
-    """A model's input of raw pixels (B, H, W, C) uint8, the same normalised and padded, and the backbone's features."""
+def features_of_pixels(backbone, multiple, remainder=0):
+    """A model's input of raw pixels (B, H, W, C) uint8, the same normalised and padded, and the backbone's features.
+
+    multiple, remainder:  of `PadToMultiple`.
+    """
     channels = backbone.model.input_shape[-1]
     images = keras.Input((None, None, channels), dtype="uint8", name="images")
     padded = Preprocess(backbone.preprocessing, channels, name="preprocess")(images)
-    padded = PadToMultiple(multiple, name="pad")(padded)
+    padded = PadToMultiple(multiple, remainder, name="pad")(padded)
     return images, padded, backbone(padded)
 
 

@@ -67,12 +67,15 @@ class LayerBuilder:
     def depthwise(self, x, kernel_size, native, stride=1, *, name, pad_name, rate=1, symmetric=False):
         """A depthwise convolution, padded as MobileNets are: at a stride of 2 one less at the top and left.
 
-        symmetric:  bool, as torchvision's are: by as much in front as behind.
+        pad_name:   of the layer that pads for a stride of 2. None: the convolution is a "same" one instead, which pads
+                    maps of odd size as much in front as behind.
+        symmetric:  bool, as torchvision's are: by as much in front as behind, whatever the map's size.
         """
-        if stride == 2:
+        is_padded = stride == 2 and pad_name is not None
+        if is_padded:
             half = kernel_size // 2
             leading = half if symmetric else half - 1
             x = self.pad(x, kernel_size, native, stride, leading, trailing=half, rate=rate, name=pad_name)
         strides, dilation = self.place(native, stride)
-        options = {"padding": "valid" if stride == 2 else "same", "use_bias": False, "name": name}
+        options = {"padding": "valid" if is_padded else "same", "use_bias": False, "name": name}
         return DepthwiseConv2D(kernel_size, strides=strides, dilation_rate=dilation * rate, **options)(x)

@@ -28,6 +28,8 @@ class Net:
     twin_options:       arguments by which the twin becomes this net.
     variants:           {name: row}: other forms of the net.
     unit_rates:         how many of DeepLabv3's unit rates (multi-grid) the last stage takes: one for each block, or 0.
+    aligns_corners:     whether pixel i of every level lies at pixel i * stride of an image of 32 n + 1 pixels, from the
+                        first to the last. It takes padding that is even in front and behind on maps of odd size.
     has_norms:          whether there are normalisation layers.
     dense_layers:       {name: shape of the kernel} of the classifier's layers that models take over as fc6 and fc7.
     torch_names:        "module:function" in detseg.backbones of a net that torchvision has: layer name -> its module's
@@ -44,6 +46,7 @@ class Net:
     activation: str | None = "relu"
     epsilon: float = 1e-3
     unit_rates: int = 0
+    aligns_corners: bool = False
     has_norms: bool = True
     dense_layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     torch_names: str | None = None
@@ -64,9 +67,10 @@ def _of_torchvision(net: Net, names: str, **changes: Any) -> Net:
 
 
 _VGG = Net("vgg:create_vgg", 64, "caffe", has_norms=False, dense_layers=_VGG_LAYERS)
-_TORCH_RESNET = _of_torchvision(Net("resnet:create_resnet", 64, "torch", epsilon=1e-5, unit_rates=3), "of_resnet")
-_RESNET = Net("resnet:create_resnet", 64, "caffe", variants={"b": _TORCH_RESNET}, epsilon=1.001e-5, unit_rates=3)
-_RESNETV2 = Net("resnet:create_resnetv2", 64, "tf", epsilon=1.001e-5, unit_rates=3)
+_RESNETS = Net("resnet:create_resnet", 64, "caffe", epsilon=1.001e-5, unit_rates=3, aligns_corners=True)
+_TORCH_RESNET = _of_torchvision(_RESNETS, "of_resnet", epsilon=1e-5)
+_RESNET = replace(_RESNETS, variants={"b": _TORCH_RESNET})
+_RESNETV2 = replace(_RESNETS, factory="resnet:create_resnetv2", preprocessing="tf")
 _SHORTCUTS = ("block2_shortcut", "block3_shortcut", "block4_shortcut", "block13_shortcut")
 
 
@@ -93,10 +97,14 @@ CATALOGUE: Mapping[str, Net] = {
     "resnet152v2": replace(_RESNETV2, twin="ResNet152V2"),
     "mobilenet": Net("mobilenet:create_mobilenet", 32, "tf", "MobileNet", activation="relu6"),
     "mobilenetv2": replace(
-        _MOBILENETV2, variants={"torchvision": _of_torchvision(_MOBILENETV2, "of_mobilenetv2", epsilon=1e-5)}
+        _MOBILENETV2,
+        variants={
+            "deeplab": replace(_MOBILENETV2, aligns_corners=True),
+            "torchvision": _of_torchvision(_MOBILENETV2, "of_mobilenetv2", epsilon=1e-5),
+        },
     ),
     "mobilenetv3_small": _mobilenetv3("MobileNetV3Small", "of_mobilenetv3_small"),
     "mobilenetv3_large": _mobilenetv3("MobileNetV3Large", "of_mobilenetv3_large"),
     "xception": Net("xception:create_xception", 32, "tf", "Xception", unnamed_shortcuts=_SHORTCUTS),
-    "xception65": Net("xception:create_xception65", 32, "tf", unit_rates=3),
+    "xception65": Net("xception:create_xception65", 32, "tf", unit_rates=3, aligns_corners=True),
 }

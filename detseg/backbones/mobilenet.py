@@ -97,7 +97,12 @@ def create_mobilenetv2(name, x, layers, alpha, variant, multi_grid):
 
     Levels 2..16 are the expanded inputs of the bottlenecks that stride next; 32 is the last 1x1 convolution. The unit
     rates are for the three depthwise convolutions at native stride 32, blocks 14 to 16.
+    The variant "deeplab" is the net in TensorFlow's DeepLab: it ends with the last bottleneck, and all its convolutions
+    are "same" ones. On maps of odd size it pads evenly, strided and dilated, so that its levels line up on images of
+    32 n + 1 pixels; strided and not dilated, on even ones it is MobileNetV2 without its last convolution.
     """
+    is_deeplab = variant == "deeplab"
+    names = (None if is_deeplab else "pad", "BN", "relu")
     unit_rates = dict(zip((14, 15, 16), multi_grid, strict=True))
     of_torchvision = variant == "torchvision"
     x = _first_conv(x, layers, make_divisible(32 * alpha), of_torchvision, name="Conv1")
@@ -106,9 +111,10 @@ def create_mobilenetv2(name, x, layers, alpha, variant, multi_grid):
     for block, row in enumerate(MOBILENETV2):
         prefix = f"block_{block}_" if block else "expanded_conv_"
         filters, rate = make_divisible(int(row.filters * alpha)), unit_rates.get(block, 1)
-        names = ("pad", "BN", "relu")
         x = _bottleneck(x, layers, native, row, filters, prefix, names, rate=rate, symmetric=of_torchvision)
         native *= row.stride
+    if is_deeplab:
+        return x, {**MOBILENETV2_LEVELS, 32: f"block_{block}_project_BN"}
     x = layers.conv(x, make_divisible(1280 * max(alpha, 1.0)), 1, native, name="Conv_1")
     x = layers.activate(layers.norm(x, "Conv_1_bn"), "out_relu")
     return x, MOBILENETV2_LEVELS
@@ -159,15 +165,15 @@ def _first_conv(x, layers, filters, symmetric, name):
 def _bottleneck(x, layers, native, row, filters, prefix, names, squeezed_activation=None, *, rate=1, symmetric=False):
     """Inverted residual with a linear bottleneck (MobileNetV2, figure 4d), with squeeze-excite MobileNetV3's figure 4.
 
-    names:            what the padding, the norms and the activations are called.
+    names:            what the padding (None: see `LayerBuilder.depthwise`), the norms and the activations are called.
     rate, symmetric:  of the depthwise convolution.
     """
     shortcut, channels, (pad, norm, activation) = x, x.shape[-1], names
     if row.expansion > 1:
         x = layers.conv(x, make_divisible(channels * row.expansion), 1, native, name=f"{prefix}expand")
         x = layers.activate(layers.norm(x, f"{prefix}expand_{norm}"), f"{prefix}expand_{activation}")
-    depthwise = f"{prefix}depthwise"
-    how = {"rate": rate, "symmetric": symmetric, "name": depthwise, "pad_name": f"{prefix}{pad}"}
+    depthwise, pad_name = f"{prefix}depthwise", pad and f"{prefix}{pad}"
+    how = {"rate": rate, "symmetric": symmetric, "name": depthwise, "pad_name": pad_name}
     x = layers.depthwise(x, row.kernel_size, native, row.stride, **how)
     x = layers.activate(layers.norm(x, f"{depthwise}_{norm}"), f"{depthwise}_{activation}")
     if row.squeezes:

@@ -38,7 +38,8 @@ class BackboneOptions(Section):
         None,
         description="Another form of the backbone: b for resnet50, 101 and 152 (stride in the 3x3 convolution, as "
         "torchvision's weights need), torchvision for vgg16, vgg19, mobilenetv2 and mobilenetv3, minimalistic for "
-        "mobilenetv3; null: the family's own.",
+        "mobilenetv3, deeplab for mobilenetv2 (TensorFlow DeepLab's: no last 1x1 convolution, maps of odd size padded "
+        "evenly); null: the family's own.",
     )
     alpha: Positive = Field(1.0, description="Width multiplier of the backbone.")
     output_stride: Literal[8, 16, 32] = Field(32, description=OUTPUT_STRIDE)

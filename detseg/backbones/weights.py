@@ -32,32 +32,45 @@ def load_weights(backbone, weights, alpha=1.0, variant=None):
     """
     with _open(weights, backbone.name, alpha, variant) as layers:
         layers = _name_shortcuts(layers, CATALOGUE[backbone.name].unnamed_shortcuts)
-        targets = [layer for layer in backbone.model.layers if layer.weights]
-        values, problems = {}, []
-        for layer in targets:
-            arrays = layers.get(layer.name)
-            if not arrays and isinstance(layer, keras.layers.PReLU):
-                continue  # put in place of the relus that the weights were trained with: starts at its own slope
-            if arrays is None:
-                problems.append(f"{layer.name}: missing in the file")
-                continue
-            if layer is targets[0]:
-                arrays = [_fit_channels(arrays[0], layer.weights[0].shape), *arrays[1:]]
-            expected, found = [tuple(w.shape) for w in layer.weights], [tuple(a.shape) for a in arrays]
-            if expected != found:
-                problems.append(f"{layer.name}: file {' '.join(map(str, found))}, model {' '.join(map(str, expected))}")
-            values[layer.name] = arrays
-        if problems:
-            more = [f"and {len(problems) - LISTED_LAYERS} more"] if len(problems) > LISTED_LAYERS else []
-            raise UserError(
-                f"model.weights: {weights} does not fit {backbone.name}: {len(problems)} of {len(targets)} layers "
-                "differ. Are model.backbone, model.alpha, model.norm and model.variant those the file was made with?"
-                + "".join(f"\n  {problem}" for problem in problems[:LISTED_LAYERS] + more)
-            )
-        values = {name: [np.asarray(array) for array in arrays] for name, arrays in values.items()}
-        for name, arrays in values.items():
-            backbone.model.get_layer(name).set_weights(arrays)
-        return tuple(name for name, arrays in layers.items() if arrays and name not in values)
+        hint = "Are model.backbone, model.alpha, model.norm and model.variant those the file was made with?"
+        return copy_layers(backbone.model.layers, layers, f"{weights} does not fit {backbone.name}", hint)
+
+
+def copy_layers(targets, layers, misfit, hint):
+    """Copies arrays into Keras layers of the same names; nothing is changed unless every layer with weights fits.
+
+    targets:       the layers, of which the first with weights may see other than 3 channels: see `load_weights`.
+    layers:        {layer name: [arrays]} in the order of keras' layer.weights.
+    misfit, hint:  what the error says before and after the number of layers that differ.
+    Returns        tuple of str: the names in `layers` that no layer has.
+    Raises UserError naming the layers that are missing or of another shape.
+    """
+    targets = [layer for layer in targets if layer.weights]
+    values, problems = {}, []
+    for layer in targets:
+        arrays = layers.get(layer.name)
+        if not arrays and isinstance(layer, keras.layers.PReLU):
+            continue  # put in place of the relus that the weights were trained with: starts at its own slope
+        if arrays is None:
+            problems.append(f"{layer.name}: missing in the file")
+            continue
+        if layer is targets[0]:
+            arrays = [_fit_channels(arrays[0], layer.weights[0].shape), *arrays[1:]]
+        expected, found = [tuple(w.shape) for w in layer.weights], [tuple(a.shape) for a in arrays]
+        if expected != found:
+            problems.append(f"{layer.name}: file {' '.join(map(str, found))}, model {' '.join(map(str, expected))}")
+        values[layer.name] = arrays
+    if problems:
+        more = [f"and {len(problems) - LISTED_LAYERS} more"] if len(problems) > LISTED_LAYERS else []
+        raise UserError(
+            f"model.weights: {misfit}: {len(problems)} of {len(targets)} layers differ. {hint}"
+            + "".join(f"\n  {problem}" for problem in problems[:LISTED_LAYERS] + more)
+        )
+    values = {name: [np.asarray(array) for array in arrays] for name, arrays in values.items()}
+    for layer in targets:
+        if layer.name in values:
+            layer.set_weights(values[layer.name])
+    return tuple(name for name, arrays in layers.items() if arrays and name not in values)
 
 
 def dense_weights(weights, name):

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from detseg.errors import UserError
-from detseg.layers.conv import Conv2D, SeparableConv2D
+from detseg.layers.conv import Conv2D, DepthwiseConv2D, SeparableConv2D
 
 NORMS = ("batch", "frozen", "group")
 
@@ -29,8 +29,17 @@ def create_norm(norm, channels, epsilon=1e-3, name=None):
 
 
 def conv_norm_relu(x, channels, kernel_size, dilation=1, separable=False, norm="batch", name=None, padding="same"):
-    """A convolution of stride 1 with its norm, or for norm "none" a bias, and relu; its start is He et al.'s."""
+    """A convolution of stride 1 with its norm, or for norm "none" a bias, and relu; its start is He et al.'s.
+
+    separable:  bool, or "norm": also the depthwise half has its norm (not "none") and relu.
+    """
     options = {"padding": padding, "dilation_rate": dilation, "use_bias": norm == "none", "name": name}
+    if separable == "norm" and kernel_size > 1:
+        options |= {"name": f"{name}_depthwise", "depthwise_initializer": "he_normal"}
+        x = DepthwiseConv2D(kernel_size, **options)(x)
+        x = create_norm(norm, x.shape[-1], epsilon=1e-5, name=f"{name}_depthwise_norm")(x)
+        x = keras.layers.ReLU(name=f"{name}_depthwise_relu")(x)
+        return conv_norm_relu(x, channels, 1, norm=norm, name=name)
     if separable and kernel_size > 1:
         initial = {"depthwise_initializer": "he_normal", "pointwise_initializer": "he_normal"}
         x = SeparableConv2D(channels, kernel_size, **initial, **options)(x)

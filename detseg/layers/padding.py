@@ -8,21 +8,27 @@ from detseg.layers.resize import SizedLike
 
 @keras.saving.register_keras_serializable("detseg")
 class PadToMultiple(keras.layers.Layer):
-    """Pads (B, H, W, C) with zeros at the bottom and right until H and W are multiples of `multiple`.
+    """Pads (B, H, W, C) with zeros at the bottom and right until H and W are n * `multiple` + `remainder`.
 
     Pixel (0, 0) stays where it was, so that cropping to the old size undoes it exactly (`CropLike`).
     """
 
-    def __init__(self, multiple, **kwargs):  # Keras makes get_config of the arguments, if these are called kwargs
+    # Keras makes get_config of the arguments, if these are called kwargs.
+    def __init__(self, multiple, remainder=0, **kwargs):
         super().__init__(**kwargs)
         self.multiple = multiple
+        self.remainder = remainder
 
     def call(self, images):
         height, width = ops.shape(images)[1:3]
-        return ops.pad(images, [(0, 0), (0, -height % self.multiple), (0, -width % self.multiple), (0, 0)])
+        return ops.pad(images, [(0, 0), (0, self.missing(height)), (0, self.missing(width)), (0, 0)])
+
+    def missing(self, size):
+        """The pixels that a side of `size` (int or scalar tensor) gets."""
+        return (self.remainder - size) % self.multiple
 
     def compute_output_shape(self, input_shape):
-        sides = (n and n + -n % self.multiple for n in input_shape[1:3])  # None stays None
+        sides = (n and n + self.missing(n) for n in input_shape[1:3])  # None stays None
         return (input_shape[0], *sides, input_shape[3])
 
 

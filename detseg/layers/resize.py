@@ -5,28 +5,35 @@ import numpy as np
 from keras import ops
 
 
-def interpolation_matrix(size, new_size, offset=0.0):
+def interpolation_matrix(size, new_size, offset=0.0, align_corners=False):
     """The (new_size, size) float32 matrix that resizes a line of `size` pixels bilinearly.
 
-    Pixel areas are aligned (half-pixel centres, as OpenCV, PIL and tf.image.resize do), then what is seen moves on by
-    `offset` new pixels; beyond the outermost centres the border value holds. Sizes may be ints or scalar tensors.
+    Pixel areas are aligned (half-pixel centres, as OpenCV, PIL and tf.image.resize do) or, with `align_corners`, the
+    centres of the first and of the last pixels (as TensorFlow 1's resize_bilinear does where it is told to). Then what
+    is seen moves on by `offset` new pixels; beyond the outermost centres the border value holds. Sizes may be ints or
+    scalar tensors.
     """
-    scale = ops.cast(size, "float32") / ops.cast(new_size, "float32")
-    centres = (ops.arange(new_size, dtype="float32") + (0.5 - offset)) * scale - 0.5  # (new_size,)
-    centres = ops.clip(centres, 0.0, ops.cast(size, "float32") - 1.0)
+    old, new = ops.cast(size, "float32"), ops.cast(new_size, "float32")
+    if align_corners:
+        scale = (old - 1.0) / ops.maximum(new - 1.0, 1.0)  # a single new pixel is the first one
+        centres = (ops.arange(new_size, dtype="float32") - offset) * scale  # (new_size,)
+    else:
+        centres = (ops.arange(new_size, dtype="float32") + (0.5 - offset)) * (old / new) - 0.5
+    centres = ops.clip(centres, 0.0, old - 1.0)
     distances = ops.abs(centres[:, None] - ops.arange(size, dtype="float32")[None, :])  # (new_size, size)
     return ops.maximum(1.0 - distances, 0.0)
 
 
-def resize_bilinear(maps, height, width, offset=0.0):
+def resize_bilinear(maps, height, width, offset=0.0, align_corners=False):
     """Resizes (B, h, w, K) floats to (B, height, width, K), moved right and down by `offset` pixels of the result.
 
+    align_corners:  see `interpolation_matrix`.
     No antialiasing when shrinking.
     """
     batch, old_height, old_width = ops.shape(maps)[:3]
     channels = maps.shape[3]
-    rows = ops.cast(interpolation_matrix(old_height, height, offset), maps.dtype)
-    columns = ops.cast(interpolation_matrix(old_width, width, offset), maps.dtype)
+    rows = ops.cast(interpolation_matrix(old_height, height, offset, align_corners), maps.dtype)
+    columns = ops.cast(interpolation_matrix(old_width, width, offset, align_corners), maps.dtype)
     maps = ops.matmul(rows, ops.reshape(maps, (batch, old_height, old_width * channels)))  # (B, H, w * K)
     maps = ops.matmul(columns, ops.reshape(maps, (batch * height, old_width, channels)))  # (B * H, W, K)
     return ops.reshape(maps, (batch, height, width, channels))
@@ -43,12 +50,13 @@ class SizedLike(keras.layers.Layer):
 class ResizeLike(SizedLike):
     """`resize_bilinear` of maps to the height and width of `reference`."""
 
-    def __init__(self, offset=0.0, **kwargs):
+    def __init__(self, offset=0.0, align_corners=False, **kwargs):
         super().__init__(**kwargs)
         self.offset = offset
+        self.align_corners = align_corners
 
     def call(self, maps, reference):
-        return resize_bilinear(maps, *ops.shape(reference)[1:3], self.offset)
+        return resize_bilinear(maps, *ops.shape(reference)[1:3], self.offset, self.align_corners)
 
 
 @keras.saving.register_keras_serializable("detseg")

@@ -22,7 +22,7 @@ def create_deeplabv3(options, backbone, class_count):
     backbone:  a `Backbone`; its output stride scales the rates, so the same weights fit every output stride (trained at
                16, evaluated at 8: DeepLabv3, table 5).
     """
-    images, padded, features = features_of_pixels(backbone, _padding_multiple(options, backbone))
+    images, padded, features = _padded_features(options, backbone)
     head = _aspp(options, features[32], backbone.strides[32])
     offset = _offset(options, backbone.strides[32])
     if options.name == "deeplabv3plus":
@@ -36,24 +36,30 @@ def create_deeplabv3(options, backbone, class_count):
 
 def create_fcn_head(options, backbone, class_count):
     """As `create_deeplabv3`, of FCNHeadOptions: a 3x3 convolution of a quarter of the channels, and the scores."""
-    images, padded, features = features_of_pixels(backbone, _padding_multiple(options, backbone))
+    images, padded, features = _padded_features(options, backbone)
     head = conv_norm_relu(features[32], backbone.channels[32] // 4, 3, norm=options.head_norm, name="head_conv")
     offset = _offset(options, backbone.strides[32])
     return _with_classifiers(options, backbone, images, padded, head, features[16], offset, class_count)
 
 
-def _padding_multiple(options, backbone):
-    return backbone.strides[32] if options.padding == "multiple" else 1
+def _padded_features(options, backbone):
+    """`features_of_pixels`, padded as the options say."""
+    if options.padding == "none":
+        return features_of_pixels(backbone, 1)
+    return features_of_pixels(backbone, backbone.strides[32], remainder=int(options.aligns_corners))
 
 
 def _offset(options, stride, new_stride=1):
-    return resize_offset(stride, new_stride) if options.resize == "phase" else 0.0
+    """`resize_offset` where the options ask for it."""
+    if options.resize == "half_pixel":
+        return 0.0
+    return resize_offset(stride, new_stride, options.aligns_corners)
 
 
 def _with_classifiers(options, backbone, images, padded, head, middle, offset, class_count):
     """The model of the features `head` and, where there is an auxiliary classifier, `middle` of native stride 16."""
     head = keras.layers.Dropout(options.dropout, name="dropout")(head)
-    logits = _classify(head, offset, padded, images, class_count, "logits")
+    logits = _classify(options, head, offset, padded, images, class_count, "logits")
     if not options.auxiliary_weight:
         return keras.Model(images, logits, name=options.name)
 
@@ -61,7 +67,7 @@ def _with_classifiers(options, backbone, images, padded, head, middle, offset, c
     auxiliary = conv_norm_relu(middle, channels, 3, norm=options.head_norm, name="auxiliary")
     auxiliary = keras.layers.Dropout(options.dropout, name="auxiliary_dropout")(auxiliary)
     offset = _offset(options, backbone.strides[16])
-    auxiliary = _classify(auxiliary, offset, padded, images, class_count, "auxiliary_logits")
+    auxiliary = _classify(options, auxiliary, offset, padded, images, class_count, "auxiliary_logits")
     outputs = {"logits": logits, "auxiliary_logits": auxiliary}
     model = ModelWithAuxiliary(images, outputs, name=options.name)
     model.auxiliary_weight = options.auxiliary_weight
@@ -73,14 +79,15 @@ def effective_rates(aspp_rates, output_stride):
     return [max(1, rate * RATES_STRIDE // output_stride) for rate in aspp_rates]
 
 
-def resize_offset(stride, new_stride=1):
+def resize_offset(stride, new_stride=1, align_corners=False):
     """The offset, in pixels of stride `new_stride`, by which resized maps of `stride` lie as those of stride 16 do.
 
     Atrous convolution puts new features between the old ones, which stay at multiples of the larger stride. With
     aligned areas the first would move from pixel 7.5 to 3.5 as the output stride goes from 16 to 8, and masks by half
-    a feature; the paper's own resizing aligns the corners of 16 n + 1 pixels to the same end.
+    a feature; the paper's own resizing aligns the corners of 16 n + 1 pixels to the same end: `align_corners` needs no
+    offset.
     """
-    return (RATES_STRIDE - stride) / (2 * new_stride)
+    return 0.0 if align_corners else (RATES_STRIDE - stride) / (2 * new_stride)
 
 
 def _aspp(options, features, output_stride):
@@ -88,7 +95,7 @@ def _aspp(options, features, output_stride):
 
     Image pooling sees a single value in training on a batch of one image: batch norm then gives its offset, no NaN.
     """
-    channels, norm, separable = options.aspp_channels, options.head_norm, options.separable
+    channels, norm, separable = options.aspp_channels, options.head_norm, _separable(options)
     rates = effective_rates(options.aspp_rates, output_stride)
     branches = [conv_norm_relu(features, channels, 1, norm=norm, name="aspp_1x1")]
     for index, rate in enumerate(rates, start=1):  # named by place: the rate changes with the output stride
@@ -103,19 +110,24 @@ def _aspp(options, features, output_stride):
 
 def _decode(options, x, low_level, offset):
     """The decoder of DeepLabv3+ (section 3.1): few low-level channels, so that they don't outweigh ASPP's."""
-    norm, separable = options.head_norm, options.separable
+    norm, separable = options.head_norm, _separable(options)
     low_level = conv_norm_relu(low_level, options.low_level_channels, 1, norm=norm, name="decoder_low_level")
-    x = ResizeLike(offset, name="decoder_resize")(x, low_level)
+    x = ResizeLike(offset, options.aligns_corners, name="decoder_resize")(x, low_level)
     x = keras.layers.Concatenate(name="decoder_concat")([x, low_level])
     for index in (1, 2):
         x = conv_norm_relu(x, options.decoder_channels, 3, separable=separable, norm=norm, name=f"decoder_conv{index}")
     return x
 
 
-def _classify(x, offset, padded, images, class_count, name):
+def _separable(options):
+    """The argument `separable` of `conv_norm_relu`."""
+    return "norm" if options.separable_norm else options.separable
+
+
+def _classify(options, x, offset, padded, images, class_count, name):
     """Logits of the padded images' size, cut to the images'."""
     x = Conv2D(class_count, 1, name=f"{name}_conv")(x)
-    x = ResizeLike(offset, name=f"{name}_resize", dtype="float32")(x, padded)
+    x = ResizeLike(offset, options.aligns_corners, name=f"{name}_resize", dtype="float32")(x, padded)
     return CropLike(name=name, dtype="float32")(x, images)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, Tag, model_validator
 
+from detseg.backbones.catalogue import CATALOGUE
 from detseg.backbones.options import OUTPUT_STRIDE, WEIGHTS, BackboneName, BackboneOptions, WeightSource
 from detseg.fields import (
     Count,
@@ -70,10 +71,11 @@ class AtrousOptions(_OnBackbone):
     """What models on the maps of an atrous backbone share."""
 
     output_stride: Literal[8, 16, 32] = Field(16, description=OUTPUT_STRIDE)
-    resize: Literal["phase", "half_pixel"] = Field(
+    resize: Literal["phase", "half_pixel", "align_corners"] = Field(
         "phase",
         description="Where resized maps lie. phase: at every output stride where those of stride 16 do; half_pixel: "
-        "the areas of pixels are aligned, as in torchvision.",
+        "the areas of pixels are aligned, as in torchvision; align_corners: the centres of the corners' pixels are, as "
+        "in TensorFlow's DeepLab, and images are padded to n * output_stride + 1 pixels.",
     )
     padding: Literal["multiple", "none"] = Field(
         "multiple",
@@ -82,6 +84,23 @@ class AtrousOptions(_OnBackbone):
     )
     dropout: Fraction = Field(0.1, description="Share of the features before the classifier dropped.")
     auxiliary_weight: NotNegative = Field(0.0, description="Weight of the loss of a classifier on stride 16; 0: none.")
+
+    @property
+    def aligns_corners(self) -> bool:
+        return self.resize == "align_corners"
+
+    @model_validator(mode="after")
+    def _corners_line_up(self):
+        if self.aligns_corners:
+            self.refuse_unused(("padding",), "resize: phase or half_pixel")
+            form = CATALOGUE[self.backbone].variants.get(self.variant, CATALOGUE[self.backbone])
+            if not form.aligns_corners:
+                raise ValueError(
+                    f"resize is align_corners, but the maps of {self.backbone} do not line up at the corners; expected "
+                    "phase, half_pixel, or a backbone that pads maps of odd size evenly: a resnet, xception65, or "
+                    "mobilenetv2 with variant: deeplab"
+                )
+        return self
 
 
 class FCNHeadOptions(AtrousOptions):
@@ -95,11 +114,22 @@ class _DeepLabOptions(AtrousOptions):
     """What both DeepLabs share."""
 
     aspp_rates: Several[Count] = Field(
-        (6, 12, 18), description="Dilation of ASPP's 3x3 convolutions at output stride 16; doubled at 8, halved at 32."
+        (6, 12, 18),
+        description="Dilation of ASPP's 3x3 convolutions at output stride 16; doubled at 8, halved at 32. "
+        "[]: no such convolutions.",
     )
     aspp_channels: Count = Field(256, description="Channels of each branch of ASPP and of what joins them.")
     image_pooling: bool = Field(True, description="Whether ASPP has a branch with the mean over the image.")
     separable: bool = Field(False, description="Separable 3x3 convolutions in the head: faster, nearly as accurate.")
+    separable_norm: bool = Field(
+        False, description="Norm and relu behind the depthwise half of these, too, as in TensorFlow's DeepLab."
+    )
+
+    @model_validator(mode="after")
+    def _norms_are_between_halves(self):
+        if not self.separable:
+            self.refuse_unused(("separable_norm",), "separable: true")
+        return self
 
 
 class DeepLabV3Options(_DeepLabOptions):

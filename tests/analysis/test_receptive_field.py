@@ -82,6 +82,10 @@ def resize_back(offset):
     return lambda x: ResizeLike(offset)(layers.MaxPooling2D(4)(x), x)
 
 
+def resize_corners_back(x):
+    return ResizeLike(align_corners=True)(Conv2D(2, 3, strides=4, padding="same")(x), x)
+
+
 def skip(x):
     deep = layers.Conv2DTranspose(2, 2, strides=2)(Conv2D(2, 3, padding="same")(layers.MaxPooling2D(2)(x)))
     return layers.Concatenate()([x, deep])
@@ -124,6 +128,7 @@ SMALL = {
     "learned bilinear": [layers.AveragePooling2D(4), BilinearUpsample(4, learned=True)],
     "resized": [resize_back(0.0)],
     "resized and moved": [resize_back(1.5)],
+    "corners aligned": [PadToMultiple(4, remainder=1), resize_corners_back],
     "padded": [PadToMultiple(6), layers.MaxPooling2D(2), BilinearUpsample(2)],
     "skip": [skip],
     "shortcut": [shortcut, create_norm("batch", 1), layers.ReLU(), layers.Dropout(0.5)],
@@ -180,6 +185,15 @@ def test_field_of_deeplab():
     heads |= {"image_pooling": False, "separable": True}
     options = DeepLabV3PlusOptions(name="deeplabv3plus", backbone="resnet18", **heads)
     check_field(create_deeplabv3(options, backbone, 1))
+
+
+def test_field_of_deeplab_with_aligned_corners():
+    backbone = create_backbone("resnet18", alpha=0.0625, output_stride=16)
+    heads = {"aspp_rates": (1,), "aspp_channels": 1, "image_pooling": False, "resize": "align_corners"}
+    options = DeepLabV3Options(name="deeplabv3", backbone="resnet18", **heads)
+    model = create_deeplabv3(options, backbone, 1)
+    check_field(model)
+    assert inexact_layers(model) == []
 
 
 def test_layers_that_look_at_whole_maps_are_named():

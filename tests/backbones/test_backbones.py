@@ -12,6 +12,7 @@ import pytest
 from oracle import (
     assert_dilated_levels_equal_strided_ones,
     assert_equals_twin,
+    copy_by_name,
     pictures,
     randomise,
     relative_error,
@@ -73,6 +74,47 @@ def test_dilated_levels_sampled_at_phase_zero_equal_the_strided_ones(name):
     # squeeze-excite sees the mean of the whole map, which dilation changes
     variant = "minimalistic" if name.startswith("mobilenetv3") else None
     assert_dilated_levels_equal_strided_ones(name, pictures(1, 64, 96, 3), alpha=alpha, variant=variant)
+
+
+FORMS = [(name, variant) for name, net in CATALOGUE.items() if name not in DEEPER for variant in (None, *net.variants)]
+ALIGNED = [form for form in FORMS if CATALOGUE[form[0]].variants.get(form[1], CATALOGUE[form[0]]).aligns_corners]
+QUICK = (("resnet18", None), ("resnet50", "b"), ("resnet50v2", None), ("mobilenetv2", "deeplab"))
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        form if form in QUICK else pytest.param(*form, marks=pytest.mark.slow)
+        for form in ALIGNED
+        if form[0] not in DEEPER
+    ],
+)
+def test_levels_of_nets_that_align_corners_line_up_on_images_of_32_n_and_1_pixels(name, variant):
+    """Strided and dilated, a level's pixels lie at multiples of its stride, from one corner to the other."""
+    images = pictures(1, 65, 97, 3)
+    assert_dilated_levels_equal_strided_ones(name, images, alpha=0.25, variant=variant)
+    # Mirrored images have mirrored features if the kernels are their own mirror images, and only if padding is even.
+    backbone = create_backbone(name, output_stride=16, alpha=0.25, variant=variant)
+    for weight in randomise(backbone.model).weights:
+        if len(weight.shape) == 4:
+            weight.assign((weight + np.flip(weight, 1)) / 2)
+    features, mirrored = backbone(images), backbone(images[:, :, ::-1])
+    for key, feature in features.items():
+        stride = backbone.strides[key]
+        assert feature.shape == (1, 64 // stride + 1, 96 // stride + 1, backbone.channels[key])
+        assert relative_error(mirrored[key][:, :, ::-1], feature) < 1e-5, key
+
+
+def test_mobilenetv2_of_deeplab_is_mobilenetv2_without_its_last_convolution():
+    images, whole = pictures(2, 64, 96, 3), create_backbone("mobilenetv2", alpha=0.5)
+    cut = create_backbone("mobilenetv2", alpha=0.5, variant="deeplab")
+    copy_by_name(randomise(whole.model), cut.model)
+    assert set(whole.channels.items()) - set(cut.channels.items()) == {(32, 1280)}
+    assert cut.channels[32] == 160
+    names = {layer.name for layer in whole.model.layers if layer.weights}
+    assert names - {layer.name for layer in cut.model.layers} == {"Conv_1", "Conv_1_bn"}
+    expected = keras.Model(whole.model.input, whole.model.get_layer("block_16_project_BN").output)(images)
+    assert relative_error(cut(images)[32], expected) < 1e-6
 
 
 def test_levels_of_a_functional_model_have_the_strides_and_channels_they_claim():

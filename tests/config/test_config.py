@@ -438,6 +438,18 @@ def test_wrong_data_is_refused_with_what_was_expected(case):
             "c.yaml:3: model.weights: got 'a.ckpt', expected null, imagenet or the path of a file ending in .h5, "
             ".weights.h5 or .keras",
         ),
+        (
+            3,
+            "model: {name: deeplabv3, backbone: mobilenetv2, separable_norm: true}",
+            "c.yaml:3: model: separable_norm is true, which needs separable: true",
+        ),
+        (
+            3,
+            "model: {name: deeplabv3, backbone: mobilenetv2, resize: align_corners}",
+            "c.yaml:3: model: resize is align_corners, but the maps of mobilenetv2 do not line up at the corners; "
+            "expected phase, half_pixel, or a backbone that pads maps of odd size evenly: a resnet, xception65, or "
+            "mobilenetv2 with variant: deeplab",
+        ),
         (5, "", "c.yaml:4: train.epochs: missing: passes over the training split"),
         (7, "", "c.yaml:4: train.optimizer: missing: what turns gradients into steps"),
         (

@@ -406,8 +406,8 @@ def test_a_child_that_changes_the_task_is_told_of_each_key_of_the_base_that_does
     assert message("base: base.yaml\ntask: detection\n").split("\n") == [
         "base.yaml:2: data.format: got 'voc-segmentation', expected one of voc, coco, folder, custom; "
         "'voc-segmentation' is for task: segmentation",
-        "base.yaml:3: model.name: got 'fcn8s', expected one of rcnn, fast_rcnn, faster_rcnn, mask_rcnn, retinanet; 'fcn8s' "
-        "is for task: segmentation",
+        "base.yaml:3: model.name: got 'fcn8s', expected one of rcnn, fast_rcnn, faster_rcnn, mask_rcnn, retinanet; "
+        "'fcn8s' is for task: segmentation",
         "base.yaml:8: tta: unknown key; it is for task: segmentation",
     ]
 

@@ -69,9 +69,30 @@ def test_resize_equals_opencv(size):
     np.testing.assert_allclose(np.array(resize_bilinear(maps, *size))[0], expected, atol=2e-6)
 
 
-def resizer():
+@pytest.mark.parametrize("size", [(7, 9), (81, 113), (3, 20), (13, 5), (6, 8), (1, 1)])
+def test_resize_with_aligned_corners_equals_tensorflow_1(size):
+    import tensorflow as tf
+
+    maps = np.random.default_rng(1).random((2, 6, 8, 2)).astype("float32")
+    expected = tf.compat.v1.image.resize_bilinear(maps, size, align_corners=True)
+    np.testing.assert_allclose(np.array(resize_bilinear(maps, *size, align_corners=True)), expected, atol=2e-6)
+    np.testing.assert_allclose(resizer(align_corners=True)([maps, np.zeros((2, *size, 3))]), expected, atol=2e-6)
+    single = maps[:, :1, :1]
+    expected = np.broadcast_to(single, (2, *size, 2))
+    np.testing.assert_array_equal(resize_bilinear(single, *size, align_corners=True), expected)
+
+
+def test_aligned_corners_by_hand():
+    line = np.array([0.0, 4.0, 8.0], "float32").reshape(1, 1, 3, 1)
+    assert np.ravel(resize_bilinear(line, 1, 9, align_corners=True)).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert np.ravel(resize_bilinear(line, 1, 2, align_corners=True)).tolist() == [0, 8]
+    moved = resize_bilinear(line, 1, 9, offset=2.0, align_corners=True)
+    assert np.ravel(moved).tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6]
+
+
+def resizer(align_corners=False):
     maps, reference = keras.Input((None, None, 2)), keras.Input((None, None, 3))
-    return keras.Model([maps, reference], ResizeLike(name="resize")(maps, reference))
+    return keras.Model([maps, reference], ResizeLike(align_corners=align_corners, name="resize")(maps, reference))
 
 
 @pytest.mark.parametrize(
@@ -113,6 +134,15 @@ def test_padding_then_cropping_gives_the_image_back(height, width):
     assert padded.shape[1] % 32 == 0
     assert padded.shape[2] % 32 == 0
     np.testing.assert_array_equal(np.array(CropLike()(padded, images)), images)
+
+
+@pytest.mark.parametrize(("size", "padded"), [(1, 1), (2, 17), (16, 17), (17, 17), (18, 33), (513, 513)])
+def test_padding_to_a_multiple_and_one(size, padded):
+    layer, images = PadToMultiple(16, remainder=1), np.ones((1, size, 3, 1), "float32")
+    outputs = np.array(layer(images))
+    assert outputs.shape == (1, padded, 17, 1) == layer.compute_output_shape(images.shape)
+    assert outputs[:, :size, :3].all()
+    assert outputs.sum() == images.sum()
 
 
 def test_layers_work_with_unknown_sizes_and_reload_to_the_bit(tmp_path):

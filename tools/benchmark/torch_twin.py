@@ -38,6 +38,7 @@ _DEEPLABV3 = {
     "model.output_stride": (8, 16),
     "model.image_pooling": (True,),
     "model.separable": (False,),
+    "model.resize": ("half_pixel",),
     "model.auxiliary_weight": (0,),
 }
 _RESNET = {"model.variant": ("b",), "model.alpha": (1,)}
