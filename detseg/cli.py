@@ -93,6 +93,13 @@ def create_parser():
     _add_tta_and_tile(add)
     _add_set(add)
 
+    text = "write a published model (torchvision's, trained on COCO) as a run that predicts and is fine-tuned"
+    add = _add_command(commands, "convert-weights", _convert_weights, text)
+    add("--preset", required=True, metavar="NAME", help="such as fasterrcnn_resnet50_fpn_coco; see docs/finetuning.md")
+    add("--weights", **_FILE, help="torchvision's file, read without torch; default: it is downloaded")
+    text = "folder for the run, or a file ending in .weights.h5 for the weights alone"
+    add("--output", required=True, metavar="PATH", type=Path, help=text)
+
     text = "find boxes that may hold objects, for rcnn and fast_rcnn, by Selective Search"
     add = _add_command(commands, "proposals", _proposals, text)
     add("--config", required=True, **_FILE, help="the config, whose data.proposals names the folder for them")
@@ -228,6 +235,13 @@ def _predict(options):
 
     files = {name: getattr(options, name) for name in ("voc_xml", "voc_boxes", "instance_ids", "overwrite")}
     predict_files(load(options.run, options.overrides), options.inputs, options.output, **files, **asked)
+
+
+def _convert_weights(options):
+    start_backend()
+    from detseg.convert_weights import convert_weights
+
+    print(getattr(convert_weights(options.preset, options.output, options.weights), "path", options.output))
 
 
 def _proposals(options):

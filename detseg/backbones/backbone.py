@@ -22,6 +22,9 @@ class Backbone:
                         extra levels.
     strides, channels:  {key: int}, the actual stride of each level at this output_stride, and its channels.
     preprocessing:      "caffe", "tf" or "torch"; apply `Preprocess(preprocessing, in_channels)` to the pixels first.
+    torch_module:       function of a layer's name -> its module in torchvision's state_dict of the net, or None; None
+                        for a net that torchvision doesn't have.
+    loaded_layers:      names of the layers, also of the model around it, whose weights were loaded.
     unused_layers:      names of the layers of the loaded weight file that the backbone has no use for (a classifier).
     """
 
@@ -35,6 +38,8 @@ class Backbone:
         self.strides = {key: min(native, output_stride) for key, (_, native) in levels.items()}
         self.channels = {key: output.shape[-1] for key, output in zip(self.keys, outputs, strict=True)}
         self.preprocessing = preprocessing
+        self.torch_module = None
+        self.loaded_layers = ()
         self.unused_layers = ()
 
     def __call__(self, images, training=None):

@@ -34,6 +34,7 @@ class Net:
     dense_layers:       {name: shape of the kernel} of the classifier's layers that models take over as fc6 and fc7.
     torch_names:        "module:function" in detseg.backbones of a net that torchvision has: layer name -> its module's
                         name in torchvision's state_dict, or None for what it lacks. variant: the form that is its.
+    torch_file:         its ImageNet weights at torchvision: a file's name.
     unnamed_shortcuts:  the twin's convolutions, in order, to which it gives no names: what ours are called.
     """
 
@@ -50,6 +51,7 @@ class Net:
     has_norms: bool = True
     dense_layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     torch_names: str | None = None
+    torch_file: str | None = None
     unnamed_shortcuts: tuple[str, ...] = ()
 
     @property
@@ -61,23 +63,38 @@ class Net:
 _VGG_LAYERS = {"fc1": (7 * 7 * 512, 4096), "fc2": (4096, 4096)}
 
 
-def _of_torchvision(net: Net, names: str, **changes: Any) -> Net:
+def _of_torchvision(net: Net, names: str, file: str, **changes: Any) -> Net:
     """The row of a net as torchvision has it."""
-    return replace(net, preprocessing="torch", twin=None, torch_names=f"torch_names:{names}", **changes)
+    return replace(
+        net,
+        preprocessing="torch",
+        twin=None,
+        variants={},
+        torch_names=f"torch_names:{names}",
+        torch_file=file,
+        **changes,
+    )
 
 
 _VGG = Net("vgg:create_vgg", 64, "caffe", has_norms=False, dense_layers=_VGG_LAYERS)
 _RESNETS = Net("resnet:create_resnet", 64, "caffe", epsilon=1.001e-5, unit_rates=3, aligns_corners=True)
-_TORCH_RESNET = _of_torchvision(_RESNETS, "of_resnet", epsilon=1e-5)
-_RESNET = replace(_RESNETS, variants={"b": _TORCH_RESNET})
+_TORCH_RESNET = _of_torchvision(_RESNETS, "of_resnet", "resnet34-b627a593.pth", epsilon=1e-5)
 _RESNETV2 = replace(_RESNETS, factory="resnet:create_resnetv2", preprocessing="tf")
 _SHORTCUTS = ("block2_shortcut", "block3_shortcut", "block4_shortcut", "block13_shortcut")
 
 
-def _mobilenetv3(twin: str, torch_names: str) -> Net:
+def _vgg(twin: str, torch_names: str, torch_file: str) -> Net:
+    return replace(_VGG, twin=twin, variants={"torchvision": _of_torchvision(_VGG, torch_names, torch_file)})
+
+
+def _resnet(twin: str, torch_file: str) -> Net:
+    return replace(_RESNETS, twin=twin, variants={"b": replace(_TORCH_RESNET, torch_file=torch_file)})
+
+
+def _mobilenetv3(twin: str, torch_names: str, torch_file: str) -> Net:
     net = Net("mobilenet:create_mobilenetv3", 16, "tf", twin, activation=None)
     minimalistic = replace(net, twin_options={"minimalistic": True})
-    of_torchvision = _of_torchvision(net, torch_names)
+    of_torchvision = _of_torchvision(net, torch_names, torch_file)
     return replace(net, variants={"minimalistic": minimalistic, "torchvision": of_torchvision})
 
 
@@ -85,13 +102,13 @@ _MOBILENETV2 = Net("mobilenet:create_mobilenetv2", 32, "tf", "MobileNetV2", acti
 
 
 CATALOGUE: Mapping[str, Net] = {
-    "vgg16": replace(_VGG, twin="VGG16", variants={"torchvision": _of_torchvision(_VGG, "of_vgg16")}),
-    "vgg19": replace(_VGG, twin="VGG19", variants={"torchvision": _of_torchvision(_VGG, "of_vgg19")}),
-    "resnet18": replace(_TORCH_RESNET, unit_rates=2),
+    "vgg16": _vgg("VGG16", "of_vgg16", "vgg16-397923af.pth"),
+    "vgg19": _vgg("VGG19", "of_vgg19", "vgg19-dcbb9e9d.pth"),
+    "resnet18": replace(_TORCH_RESNET, unit_rates=2, torch_file="resnet18-f37072fd.pth"),
     "resnet34": _TORCH_RESNET,
-    "resnet50": replace(_RESNET, twin="ResNet50"),
-    "resnet101": replace(_RESNET, twin="ResNet101"),
-    "resnet152": replace(_RESNET, twin="ResNet152"),
+    "resnet50": _resnet("ResNet50", "resnet50-0676ba61.pth"),
+    "resnet101": _resnet("ResNet101", "resnet101-63fe2227.pth"),
+    "resnet152": _resnet("ResNet152", "resnet152-394f9c45.pth"),
     "resnet50v2": replace(_RESNETV2, twin="ResNet50V2"),
     "resnet101v2": replace(_RESNETV2, twin="ResNet101V2"),
     "resnet152v2": replace(_RESNETV2, twin="ResNet152V2"),
@@ -100,11 +117,11 @@ CATALOGUE: Mapping[str, Net] = {
         _MOBILENETV2,
         variants={
             "deeplab": replace(_MOBILENETV2, aligns_corners=True),
-            "torchvision": _of_torchvision(_MOBILENETV2, "of_mobilenetv2", epsilon=1e-5),
+            "torchvision": _of_torchvision(_MOBILENETV2, "of_mobilenetv2", "mobilenet_v2-b0353104.pth", epsilon=1e-5),
         },
     ),
-    "mobilenetv3_small": _mobilenetv3("MobileNetV3Small", "of_mobilenetv3_small"),
-    "mobilenetv3_large": _mobilenetv3("MobileNetV3Large", "of_mobilenetv3_large"),
+    "mobilenetv3_small": _mobilenetv3("MobileNetV3Small", "of_mobilenetv3_small", "mobilenet_v3_small-047dcff4.pth"),
+    "mobilenetv3_large": _mobilenetv3("MobileNetV3Large", "of_mobilenetv3_large", "mobilenet_v3_large-8738ca79.pth"),
     "xception": Net("xception:create_xception", 32, "tf", "Xception", unnamed_shortcuts=_SHORTCUTS),
     "xception65": Net("xception:create_xception65", 32, "tf", unit_rates=3, aligns_corners=True),
 }

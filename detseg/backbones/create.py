@@ -73,8 +73,11 @@ def create_backbone(
     images = keras.Input((None, None, in_channels))
     outputs, levels = factory(name, images, layers, alpha, variant, *unit_rates)
     backbone = Backbone(name, keras.Model(images, outputs), levels, output_stride, form.preprocessing)
+    if form.torch_names is not None:
+        backbone.torch_module = pkgutil.resolve_name(f"detseg.backbones.{form.torch_names}")
     if weights is not None:
         backbone.unused_layers = load_weights(backbone, weights, alpha, variant)
+        backbone.loaded_layers = tuple(layer.name for layer in backbone.model.layers if layer.weights)
     return backbone
 
 

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from detseg.backbones.backbone import Backbone
-from detseg.backbones.weights import copy_layers
+from detseg.backbones.layer_copy import copy_layers
 from detseg.errors import UserError
 
 logger = logging.getLogger("detseg")
@@ -67,6 +67,11 @@ SCOPES = (
 # in the order of keras' layer.weights
 _OF_LAYER = ("weights", "depthwise_weights", "biases")
 _OF_NORM = ("BatchNorm/gamma", "BatchNorm/beta", "BatchNorm/moving_mean", "BatchNorm/moving_variance")
+
+
+def is_tf_checkpoint(weights):
+    """Whether `weights` is written as a checkpoint's prefix: it ends in .ckpt, or .ckpt- and a number."""
+    return re.search(r"\.ckpt(-\d+)?$", weights) is not None
 
 
 def load_tf_checkpoint(model, prefix):

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import inspect
 import io
+import pkgutil
 import re
 import zipfile
 from pathlib import Path
@@ -13,16 +14,28 @@ import keras
 import numpy as np
 
 from detseg.backbones.catalogue import CATALOGUE
+from detseg.backbones.layer_copy import copy_layers
+from detseg.backbones.tf_deeplab import is_tf_checkpoint, load_tf_checkpoint
+from detseg.backbones.torch_weights import (
+    backbone_state,
+    download,
+    flattened_last,
+    is_torch_file,
+    layers_of_state,
+    our_layout,
+    read_torch_weights,
+    recognised_backbone,
+)
 from detseg.errors import UserError
-
-LISTED_LAYERS = 12  # of the differing layers that an error names
 
 
 def load_weights(backbone, weights, alpha=1.0, variant=None):
     """Copies pretrained weights into `backbone.model` by layer name; nothing is changed unless every layer fits.
 
-    weights:  "imagenet" (downloaded and checked by keras.applications) or the path of a file: legacy Keras .h5, also of
-              a whole model; Keras 3 .weights.h5 or .keras, of a backbone or of a model that contains its layers.
+    weights:  "imagenet" (downloaded and checked by keras.applications; of torchvision's forms, its file) or the path of
+              a file: legacy Keras .h5, also of a whole model; Keras 3 .weights.h5 or .keras, of a backbone or of a
+              model that contains its layers; .pth or .pt, torchvision's state_dict of the backbone or of a model on it,
+              read without torch; the prefix of a checkpoint of TensorFlow's DeepLab.
     alpha, variant:  of the backbone; they pick the ImageNet file.
     Returns   tuple of str: layers with weights that the backbone has no use for (a classifier top, a decoder).
 
@@ -30,47 +43,40 @@ def load_weights(backbone, weights, alpha=1.0, variant=None):
     multiplied by 3 / C, so that an image of C equal channels gives what it gives as RGB (1 channel: the sum).
     Raises UserError naming the layers that are missing or of another shape, an unreadable file, a failed download.
     """
+    net = CATALOGUE[backbone.name].variants.get(variant, CATALOGUE[backbone.name])
+    if weights == "imagenet" and net.torch_file is not None:
+        weights = download(net.torch_file)
+    if is_torch_file(weights):
+        return _load_torch_weights(backbone, weights)
+    if is_tf_checkpoint(weights):
+        return load_tf_checkpoint(backbone, weights)
     with _open(weights, backbone.name, alpha, variant) as layers:
         layers = _name_shortcuts(layers, CATALOGUE[backbone.name].unnamed_shortcuts)
         hint = "Are model.backbone, model.alpha, model.norm and model.variant those the file was made with?"
         return copy_layers(backbone.model.layers, layers, f"{weights} does not fit {backbone.name}", hint)
 
 
-def copy_layers(targets, layers, misfit, hint):
-    """Copies arrays into Keras layers of the same names; nothing is changed unless every layer with weights fits.
-
-    targets:       the layers, of which the first with weights may see other than 3 channels: see `load_weights`.
-    layers:        {layer name: [arrays]} in the order of keras' layer.weights.
-    misfit, hint:  what the error says before and after the number of layers that differ.
-    Returns        tuple of str: the names in `layers` that no layer has.
-    Raises UserError naming the layers that are missing or of another shape.
-    """
-    targets = [layer for layer in targets if layer.weights]
-    values, problems = {}, []
-    for layer in targets:
-        arrays = layers.get(layer.name)
-        if not arrays and isinstance(layer, keras.layers.PReLU):
-            continue  # put in place of the relus that the weights were trained with: starts at its own slope
-        if arrays is None:
-            problems.append(f"{layer.name}: missing in the file")
-            continue
-        if layer is targets[0]:
-            arrays = [_fit_channels(arrays[0], layer.weights[0].shape), *arrays[1:]]
-        expected, found = [tuple(w.shape) for w in layer.weights], [tuple(a.shape) for a in arrays]
-        if expected != found:
-            problems.append(f"{layer.name}: file {' '.join(map(str, found))}, model {' '.join(map(str, expected))}")
-        values[layer.name] = arrays
-    if problems:
-        more = [f"and {len(problems) - LISTED_LAYERS} more"] if len(problems) > LISTED_LAYERS else []
+def _load_torch_weights(backbone, path):
+    state = read_torch_weights(path)
+    name, keys = recognised_backbone(state), ", ".join(list(state)[:5])
+    if backbone.torch_module is None or name not in (None, backbone.name):
+        forms = [form for form, row in CATALOGUE[backbone.name].variants.items() if row.torch_names is not None]
+        wanted = f"model.variant: {forms[0]}" if forms else "another backbone"
+        if name not in (None, backbone.name):
+            wanted = f"model.backbone: {name}"
         raise UserError(
-            f"model.weights: {misfit}: {len(problems)} of {len(targets)} layers differ. {hint}"
-            + "".join(f"\n  {problem}" for problem in problems[:LISTED_LAYERS] + more)
+            f"model.weights: {path} is a state_dict of torchvision's {name or '(an unknown net)'}, which does not fit "
+            f"this form of {backbone.name}; expected {wanted}. Its first keys are {keys}"
         )
-    values = {name: [np.asarray(array) for array in arrays] for name, arrays in values.items()}
-    for layer in targets:
-        if layer.name in values:
-            layer.set_weights(values[layer.name])
-    return tuple(name for name, arrays in layers.items() if arrays and name not in values)
+    state = backbone_state(state)
+    module_of = backbone.torch_module
+    targets = [layer for layer in backbone.model.layers if layer.weights]
+    layers = layers_of_state(state, targets, module_of)
+    copy_layers(
+        targets, layers, f"{path} does not fit {backbone.name}", f"Its first keys are {', '.join(list(state)[:5])}."
+    )
+    used = {module_of(layer.name) for layer in targets}
+    return tuple(dict.fromkeys(key.rpartition(".")[0] for key in state if key.rpartition(".")[0] not in used))
 
 
 def dense_weights(weights, name):
@@ -87,18 +93,26 @@ def dense_weights(weights, name):
     if weights is None or not dense:
         return None
     expected = [[shape, shape[1:]] for shape in dense.values()]  # of kernel and bias
+    if is_torch_file(weights):
+        return _torch_dense_weights(weights, name)
     with _open(weights, name, include_top=True) as layers:
         if [[tuple(array.shape) for array in layers.get(layer, ())] for layer in dense] != expected:
             return None
         return {layer: tuple(np.asarray(array) for array in layers[layer]) for layer in dense}
 
 
-def _fit_channels(kernel, shape):
-    """A (k, k, 3, F) kernel for the model's kernel shape (k, k, C, F), C != 3; any other kernel as it is."""
-    if len(kernel.shape) != 4 or len(shape) != 4 or kernel.shape[2] != 3 or shape[2] == 3:
-        return kernel
-    mean = np.mean(np.asarray(kernel), axis=2, keepdims=True)
-    return np.repeat(mean * (3 / shape[2]), shape[2], axis=2)
+def _torch_dense_weights(path, name):
+    """`dense_weights` in torchvision's state_dict of a VGG, where they follow the map flattened channels first."""
+    state, dense = read_torch_weights(path), CATALOGUE[name].dense_layers
+    module_of = pkgutil.resolve_name(f"detseg.backbones.{CATALOGUE[name].variants['torchvision'].torch_names}")
+    found = {}
+    for index, (layer, shape) in enumerate(dense.items()):
+        kernel, bias = (state.get(f"{module_of(layer)}.{part}") for part in ("weight", "bias"))
+        if kernel is None or bias is None or kernel.shape != shape[::-1]:
+            return None
+        kernel = flattened_last(kernel, kernel.shape[1] // 49, 7) if index == 0 else kernel
+        found[layer] = (our_layout(kernel), bias)
+    return found
 
 
 def _name_shortcuts(layers, shortcuts):
@@ -128,8 +142,8 @@ def _open(weights, name, alpha=1.0, variant=None, include_top=False):
     path = Path(weights)
     if not path.is_file():
         raise UserError(
-            f"model.weights: {weights} is not a file; expected imagenet, null, or the path of a .h5, .weights.h5 or "
-            ".keras file"
+            f"model.weights: {weights} is not a file; expected imagenet, null, or the path of a .h5, .weights.h5, "
+            ".keras or .pth file"
         )
     try:
         with contextlib.ExitStack() as stack:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 
 from detseg.config.messages import explain
+from detseg.config.presets import with_preset
 from detseg.config.schema import Config, DetectionConfig, SegmentationConfig, Truth
 from detseg.config.tree import Node, read_tree, to_yaml
 from detseg.errors import UserError
@@ -45,10 +46,14 @@ def load_config(source: str | os.PathLike | Mapping[str, Any], overrides: Sequen
                of another key doesn't take is an error, so an optimizer is changed in one go:
                "train.optimizer={name: adam, learning_rate: 1e-3}".
 
+    model.preset stands for the keys of one of `detseg.pretrained.catalogue.PRESETS`; a key that says otherwise is an
+    error.
+
     YAML is read safely and as version 1.2 has it (1e-4 is a number, `no` is text), without anchors and tags.
     Raises UserError with one line per mistake: file and line or override, key, what was expected.
     """
-    return _checked(*read_tree(source, overrides), _BY_TASK, Config)
+    tree, problems = read_tree(source, overrides)
+    return _checked(with_preset(tree, problems), problems, _BY_TASK, Config)
 
 
 def load_data_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Truth:

@@ -145,6 +145,17 @@ class RepeatFactorSampling(Section):
     )
 
 
+class Freeze(Section):
+    """Layers that stay as they are while the new ones find their way."""
+
+    until_epoch: Count = Field(description="How many epochs they stay as they are.")
+    layers: Literal["loaded", "backbone"] = Field(
+        "loaded",
+        description="loaded: all layers whose weights come from model.weights or train.initial_weights; backbone: the "
+        "backbone's. Batch norms among them (norm: batch) go on learning statistics.",
+    )
+
+
 class Train(Section):
     """How the model is trained."""
 
@@ -153,6 +164,12 @@ class Train(Section):
     optimizer: Optimizer = Field(discriminator="name", description="What turns gradients into steps.")
     schedule: Schedule = Field(ConstantSchedule(name="constant"), discriminator="name", description=_SCHEDULE)
     backbone_learning_rate_factor: NotNegative = Field(1.0, description="Factor on the rate of the backbone's layers.")
+    new_layers_learning_rate_factor: Positive = Field(
+        1.0,
+        description="Factor on the rate of layers that no weights were loaded into, or not for all classes, where "
+        "others have theirs from model.weights or train.initial_weights.",
+    )
+    freeze: Freeze | None = Field(None, description="What is not trained at first; null: all is.")
     bias_learning_rate_factor: Positive = Field(
         1.0, description="Factor on the rate of biases; FCN's paper doubles it."
     )

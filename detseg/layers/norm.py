@@ -82,8 +82,6 @@ class BatchNorm(keras.layers.BatchNormalization):
         beta = ops.cast(self.beta, "float32") if self.center else tf.zeros(channels)
         moving = (ops.cast(self.moving_mean, "float32"), ops.cast(self.moving_variance, "float32"))
         mean, variance = (None, None) if use_batch else moving
-        if not use_batch and self.epsilon < 1e-5:  # which TensorFlow takes for 1.001e-5
-            variance = variance + (self.epsilon - 1.001e-5)
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             inputs, gamma, beta, mean, variance, epsilon=self.epsilon, data_format="NHWC", is_training=use_batch
         )

@@ -1,20 +1,11 @@
-"""What the layers of our models are called in torchvision's state_dicts, and how their arrays lie there."""
+"""What the layers of our models, behind their backbones, are called in torchvision's state_dicts."""
 
 import re
 
 import numpy as np
 
-# Spellings of older versions of torchvision, as in the published files -> today's.
-_RENAMED = (
-    (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$", r"\1.0.\2"),
-    (r"^(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2"),
-    (r"^roi_heads\.mask_head\.mask_fcn(\d)\.(weight|bias)$", lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0.{m[2]}"),
-    (
-        r"^(head\.(?:classification|regression)_head\.conv)\.(\d)\.(weight|bias)$",
-        lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}",
-    ),
-)
-_COUNTERS = "num_batches_tracked"
+from detseg.backbones.torch_weights import recognised_backbone
+from detseg.pretrained.catalogue import PRESETS
 
 # Our layer -> module, of the heads: a pattern of the layer's whole name and what becomes of it.
 _REGIONS = (
@@ -70,31 +61,6 @@ _HEADS = {
 }
 
 
-def is_whole_model(state):
-    """Whether a state_dict is that of a detector or segmenter, and not of a backbone with its classifier."""
-    return any(key.startswith("backbone.") for key in state)
-
-
-def with_todays_names(state):
-    """A state_dict with today's spelling, without the counters of batches."""
-    renamed = {}
-    for key, array in state.items():
-        for pattern, replacement in _RENAMED:
-            key = re.sub(pattern, replacement, key)
-        if not key.endswith(_COUNTERS):
-            renamed[key] = array
-    return renamed
-
-
-def backbone_state(state):
-    """The entries of a whole model's backbone as that alone has them; of a backbone's state_dict all."""
-    if not is_whole_model(state):
-        return state
-    prefix = "backbone.body." if any(key.startswith("backbone.body.") for key in state) else "backbone."
-    inner = {key.removeprefix(prefix): array for key, array in state.items() if key.startswith(prefix)}
-    return {f"features.{key}" if key[0].isdigit() else key: array for key, array in inner.items()}
-
-
 def head_module(options, name):
     """The module of a whole model that our layer of this name is, behind the backbone; None where it has none.
 
@@ -112,34 +78,28 @@ def head_module(options, name):
     return None
 
 
-def module_arrays(state, module):
-    """A module's arrays in the order of our layers' weights: kernel and bias, or gamma, beta, mean and variance."""
-    names = ("weight", "bias", "running_mean", "running_var")
-    return [state[f"{module}.{name}"] for name in names if f"{module}.{name}" in state]
-
-
-def our_layout(array, shape):
-    """An array of a state_dict as our layer of weights of this shape has it.
-
-    Kernels are (out, in, height, width) there, of transposed convolutions (in, out, height, width), of depthwise ones
-    (channels, 1, height, width); dense ones (out, in).
-    """
-    if array.ndim == 2:
-        return array.T
-    if array.ndim != 4:
-        return array
-    is_depthwise = array.shape[1] == 1 and len(shape) == 4 and shape[3] == 1 and shape[2] == array.shape[0]
-    return array.transpose((2, 3, 0, 1) if is_depthwise else (2, 3, 1, 0))
-
-
-def flattened_last(kernel, channels, side):
-    """A dense kernel (out, channels * side * side) on features that were flattened channels first, for ours: last."""
-    return kernel.reshape(-1, channels, side, side).transpose(0, 2, 3, 1).reshape(len(kernel), -1)
-
-
 # What of the classifiers' rows (their first axis there) is not an object's: our layer -> function of the array.
 WITHOUT_BACKGROUND = {
     "class_logits": lambda array: np.roll(array, -1, axis=0),  # ours is the last
     "class_boxes": lambda array: array[4:],
     "mask_logits": lambda array: array[1:],
 }
+
+_KINDS = (
+    ("maskrcnn", "roi_heads.mask_predictor"),
+    ("fasterrcnn", "roi_heads.box_predictor"),
+    ("retinanet", "head.classification_head"),
+    ("deeplabv3", "classifier.0.convs"),
+    ("fcn", "classifier.4"),
+)
+_NAMES = {"mobilenetv3_large": "mobilenet_v3_large"}
+
+
+def recognised_preset(state):
+    """The first of our presets that a whole model's state_dict can be of; None: none is known."""
+    backbone = recognised_backbone(state)
+    for kind, module in _KINDS:
+        if any(key.startswith(module) for key in state):
+            start = f"{kind}_{_NAMES.get(backbone, backbone)}"
+            return next((name for name in PRESETS if name.startswith(start)), None)
+    return None

@@ -110,7 +110,7 @@ class FCNHeadOptions(AtrousOptions):
     output_stride: Literal[8, 16, 32] = Field(8, description=OUTPUT_STRIDE)
 
 
-class _DeepLabOptions(AtrousOptions):
+class ASPPOptions(AtrousOptions):
     """What both DeepLabs share."""
 
     aspp_rates: Several[Count] = Field(
@@ -132,7 +132,7 @@ class _DeepLabOptions(AtrousOptions):
         return self
 
 
-class DeepLabV3Options(_DeepLabOptions):
+class DeepLabV3Options(ASPPOptions):
     """DeepLabv3 (Chen et al. 2017) on any backbone."""
 
     name: Literal["deeplabv3"] = Field(description="The model: atrous spatial pyramid pooling.")
@@ -141,7 +141,7 @@ class DeepLabV3Options(_DeepLabOptions):
     )
 
 
-class DeepLabV3PlusOptions(_DeepLabOptions):
+class DeepLabV3PlusOptions(ASPPOptions):
     """DeepLabv3+ (Chen et al. 2018) on any backbone: DeepLabv3 with a decoder."""
 
     name: Literal["deeplabv3plus"] = Field(description="The model: DeepLabv3 refined by features of stride 4.")

@@ -22,6 +22,7 @@ from detseg.detection.selective_search import selective_search
 from detseg.errors import UserError
 from detseg.inference.detection import DetectionInference
 from detseg.inference.prediction import DetectionPredictionOptions
+from detseg.pretrained.load import load_whole_model, read_whole_model
 from detseg.report.drawing import draw_detections
 from detseg.report.drawing_proposals import draw_proposals, draw_regression
 from detseg.tasks.base import Task
@@ -67,7 +68,10 @@ class DetectionTask(Task):
     def create_model(self, pretrained=True):
         config, options = self.config, self.config.model
         create = DETECTORS[options.name].create
-        model = create(options, len(self.classes), config.data.channels, config.seed, pretrained)
+        whole = read_whole_model(options) if pretrained else None
+        model = create(options, len(self.classes), config.data.channels, config.seed, pretrained and whole is None)
+        if whole is not None:
+            load_whole_model(model, model.backbone, model.options, self.classes, whole)
         return model, model.backbone
 
     def create_batches(self, scan, augment=None):

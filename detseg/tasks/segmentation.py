@@ -12,11 +12,12 @@ from detseg.data.scan import median_frequency_weights
 from detseg.errors import UserError
 from detseg.inference.prediction import SegmentationPredictionOptions
 from detseg.inference.segmentation import SegmentationInference, TestTimeAugmentation
+from detseg.pretrained.load import load_whole_model, read_whole_model
 from detseg.report.drawing import draw_label_map
 from detseg.segmentation.deeplabv3 import ModelWithAuxiliary, effective_rates
 from detseg.segmentation.losses import SegmentationLoss
 from detseg.segmentation.models import create_segmentation_model
-from detseg.segmentation.options import AtrousOptions
+from detseg.segmentation.options import ASPPOptions
 from detseg.segmentation.weight_maps import border_weights, instances_of_components, separate_touching
 from detseg.tasks.base import Task, class_lines
 from detseg.tasks.segmentation_scores import SegmentationScores, format_extra_scores
@@ -37,7 +38,13 @@ class SegmentationTask(Task):
     options_kind = SegmentationPredictionOptions
 
     def create_model(self, pretrained=True):
-        return create_segmentation_model(self.config.model, len(self.classes), self.config.data.channels, pretrained)
+        options, channels = self.config.model, self.config.data.channels
+        whole = read_whole_model(options) if pretrained else None
+        loads_backbone = pretrained and whole is None
+        model, backbone = create_segmentation_model(options, len(self.classes), channels, loads_backbone)
+        if whole is not None:
+            load_whole_model(model, backbone, options, self.classes, whole)
+        return model, backbone
 
     def check_given_model(self, model):
         """UserError unless it is raw pixels (B, H, W, C) -> logits (B, H, W, K)."""
@@ -131,7 +138,7 @@ class SegmentationTask(Task):
             name = self.classes[self._background]
             logger.info("border_weights: objects are what isn't %s, and the weights lie between them", name)
         size = training_size(self.config, scan)
-        if isinstance(self.config.model, AtrousOptions):
+        if isinstance(self.config.model, ASPPOptions):
             self._check_atrous_model(size)
 
     def _check_atrous_model(self, size):

@@ -114,8 +114,11 @@ def _prepare(config, folder, has_state, own):
         model, backbone = own["model"], None
     else:
         model, backbone = task.create_model(pretrained=not has_state)
-    if config.train.initial_weights is not None and not has_state:
-        take_over_weights(model, config.train.initial_weights)
+    loaded = () if backbone is None else backbone.loaded_layers
+    if has_state:
+        loaded = folder.read_model_facts().get("loaded_layers", ())
+    elif config.train.initial_weights is not None:
+        loaded = take_over_weights(model, backbone, task.classes, config.train.initial_weights)
 
     sampling = config.train.sampling
     repeat_factors = image_repeat_factors(scan.class_presence, sampling.threshold if sampling else 0.0)
@@ -123,7 +126,7 @@ def _prepare(config, folder, has_state, own):
     steps_per_epoch = config.train.steps_per_epoch or max(1, int(repeat_factors.sum()) // batch_size)
     length = config.train.epochs * steps_per_epoch * batch_size
     stream = SampleStream(train_set, batches, config.seed, length, batch_size, repeat_factors)
-    compile_model(model, backbone, own.get("loss", loss), config, steps_per_epoch)
+    compile_model(model, backbone, own.get("loss", loss), config, steps_per_epoch, loaded)
 
     if has_state:
         progress = restore_state(folder.state, model)
@@ -134,6 +137,7 @@ def _prepare(config, folder, has_state, own):
     else:
         progress, is_fitted = {"epoch": 0, "best": None, "finished": False}, False
         model_facts = {"parameters": model.count_params(), "score_name": task.score_name, "from_python": sorted(own)}
+        model_facts["loaded_layers"] = list(loaded)
         folder.create(config, task.classes, class_weights, train_set.category_ids, model_facts)
     sets = (train_set, val_set, scan, stream, steps_per_epoch)
     return Training(config, folder, task, model, *sets, progress, is_fitted)
@@ -202,20 +206,35 @@ def _fit(training):
     logger.info("%s: the last weights are kept in %s", reason, best_weights)
 
 
-def compile_model(model, backbone, loss, config, steps_per_epoch):
+def compile_model(model, backbone, loss, config, steps_per_epoch, loaded_layers=()):
     """Compiles a model of `create_task(config, ...)` with the loss, optimizer and schedule of its config.
 
-    backbone:  the Backbone inside it, or None.
+    backbone:       the Backbone inside it, or None.
+    loaded_layers:  names of the layers whose weights were loaded, which train.freeze and a factor are about.
     """
-    settings = config.train
+    settings, loaded_layers = config.train, set(loaded_layers)
     backbone_variables = set() if backbone is None else set(map(id, backbone.model.trainable_variables))
+    if settings.freeze is not None and settings.freeze.layers == "loaded" and not loaded_layers:
+        raise UserError("train.freeze: no layer's weights were loaded; expected model.weights or train.initial_weights")
+
+    def is_loaded(variable):
+        return variable.path.split("/")[-2] in loaded_layers
 
     def learning_rate_factor(variable):
         factor = settings.backbone_learning_rate_factor if id(variable) in backbone_variables else 1.0
+        if loaded_layers and not is_loaded(variable):
+            factor *= settings.new_layers_learning_rate_factor
         return factor * (settings.bias_learning_rate_factor if variable.name == "bias" else 1.0)
 
+    def frozen_steps(variable):
+        freeze = settings.freeze
+        if freeze is None:
+            return 0
+        is_frozen = id(variable) in backbone_variables if freeze.layers == "backbone" else is_loaded(variable)
+        return freeze.until_epoch * steps_per_epoch if is_frozen else 0
+
     schedule = create_schedule(settings.schedule, settings.optimizer.learning_rate, steps_per_epoch, settings.epochs)
-    optimizer = create_optimizer(settings.optimizer, schedule, settings.ema, learning_rate_factor)
+    optimizer = create_optimizer(settings.optimizer, schedule, settings.ema, learning_rate_factor, frozen_steps)
     # XLA makes these models ten times slower on CPUs; the JAX backend knows nothing else.
     jit_compile = bool(accelerators()) or keras.backend.backend() == "jax"
     model.compile(optimizer=optimizer, loss=loss, jit_compile=jit_compile)

@@ -43,7 +43,7 @@ OPTIMIZERS = {
 }
 
 
-def create_optimizer(config, schedule, ema=None, learning_rate_factor=None):
+def create_optimizer(config, schedule, ema=None, learning_rate_factor=None, frozen_steps=None):
     """The optimizer of a config's train.optimizer.
 
     schedule:              a LearningRateSchedule.
@@ -51,12 +51,14 @@ def create_optimizer(config, schedule, ema=None, learning_rate_factor=None):
                            is less, min(ema, (1 + step) / (10 + step)), so that the average forgets the weights it
                            began with (as tf.train.ExponentialMovingAverage does with num_updates).
     learning_rate_factor:  None, or a function of a variable -> float that its learning rate is multiplied by.
+    frozen_steps:          None, or a function of a variable -> int: the first steps, in which it stays as it is.
 
     Weight decay is decoupled and scaled by the variable's learning rate, w -= rate * decay * w (Loshchilov and Hutter
     2019), for kernels only: not for biases, norms and the slopes of PReLU (see `_is_kernel`).
     """
     base, keys = OPTIMIZERS[config.name]
     factor_of = learning_rate_factor or (lambda variable: 1.0)
+    frozen_steps_of = frozen_steps or (lambda variable: 0)
     decay = config.weight_decay
 
     class Optimizer(base):
@@ -74,11 +76,15 @@ def create_optimizer(config, schedule, ema=None, learning_rate_factor=None):
         def build(self, variables):
             super().build(variables)
             self.factors = [factor_of(variable) for variable in variables]
+            self.frozen_steps = [frozen_steps_of(variable) for variable in variables]
             self.decays = [decay if _is_kernel(variable) else 0.0 for variable in variables]
 
         def update_step(self, gradient, variable, learning_rate):
             index = self._get_variable_index(variable)
             learning_rate = learning_rate * self.factors[index]
+            if self.frozen_steps[index]:
+                is_frozen = self.iterations < self.frozen_steps[index]
+                learning_rate = ops.where(is_frozen, ops.zeros_like(learning_rate), learning_rate)
             if self.decays[index]:
                 rate = ops.cast(learning_rate * self.decays[index], variable.dtype)
                 self.assign_sub(variable, ops.multiply(variable, rate))

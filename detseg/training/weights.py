@@ -8,6 +8,7 @@ import numpy as np
 
 from detseg.errors import UserError
 from detseg.files import written_whole
+from detseg.pretrained.load import describe, leaves, loaded_layers, take_over_rows
 from detseg.process import model_settings
 from detseg.tasks import create_task
 from detseg.training.run_folder import RunFolder
@@ -38,25 +39,33 @@ def averaged_weights(model):
             variable.assign(value)
 
 
-def take_over_weights(model, run):
-    """Copies the weights of another run into the layers of the same name and shapes, and says which got none."""
+def take_over_weights(model, backbone, classes, run):
+    """Copies the weights of another run into the layers of the same name and shapes, classifiers' rows into those of
+    classes of the same name, and says what got none.
+
+    Returns  the names of the layers whose weights are the run's.
+    """
     folder = RunFolder(run)
-    config = folder.read_config()
+    config, source_classes = folder.read_config(), folder.read_classes()
     with model_settings(config.train.precision):
-        source, _ = create_task(config, folder.read_classes()).create_model(pretrained=False)
+        source, _ = create_task(config, source_classes).create_model(pretrained=False)
     load_best_weights(source, folder)
-    values = {(variable.path, tuple(variable.shape)): variable for variable in source.weights}
-    left = []
-    for variable in model.weights:
-        value = values.get((variable.path, tuple(variable.shape)))
-        if value is None:
-            left.append(variable.path)
-        else:
-            variable.assign(value)
-    taken = len(model.weights) - len(left)
-    if not taken:
+    theirs = {layer.name: [np.asarray(weight) for weight in layer.weights] for layer in leaves(source)}
+    targets = list(dict.fromkeys(layer for layer in leaves(model) if layer.weights))
+    found = {layer.name: theirs[layer.name] for layer in targets if theirs.get(layer.name)}
+    is_agnostic = getattr(config.model, "class_agnostic", False)
+    rows = take_over_rows(targets, found, classes, source_classes, is_agnostic)
+    shapes = {layer.name: [tuple(weight.shape) for weight in layer.weights] for layer in targets}
+    found = {name: arrays for name, arrays in found.items() if [array.shape for array in arrays] == shapes[name]}
+    if not found:
         raise UserError(f"train.initial_weights: {run}: no layer of its model has a layer of this one's name and shape")
-    logger.info("initial weights: %d variables from %s; left as they were: %s", taken, run, ", ".join(left) or "none")
+    for layer in targets:
+        if layer.name in found:
+            layer.set_weights(found[layer.name])
+    left = [layer.name for layer in targets if layer.name not in found]
+    logger.info("initial weights: %s: %s", run, describe(targets, found, backbone, rows))
+    logger.info("initial weights: left as they were: %s", ", ".join(left) or "none")
+    return loaded_layers(found, rows)
 
 
 def load_best_weights(model, folder):

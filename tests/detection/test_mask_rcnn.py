@@ -10,10 +10,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from faster_rcnn_cases import SMALL
 from mask_rcnn_cases import batch, step, tiny
+from retinanet_cases import tiny_backbone
 
+from detseg.data.masks import boxes_of_masks, crop_masks
+from detseg.detection.mask_head import CROP_SIZE
 from detseg.detection.mask_rcnn import MaskRCNN
 from detseg.detection.options import MaskRCNNOptions
+from detseg.inference.detection import DetectionInference
+from detseg.metrics.detection import DetectionScores
 
 ON_JAX = """
 import sys
@@ -174,3 +180,39 @@ def test_jax_detects_and_trains_as_tensorflow_does(tmp_path):
     for key, value in expected.items():
         atol = 1e-3 if key in ("boxes", "masks") else 1e-4
         np.testing.assert_allclose(results[key], value, atol=atol, rtol=1e-3, err_msg=key)
+
+
+@pytest.mark.slow
+def test_one_image_is_learned_to_a_mask_ap_of_1():
+    """Three ellipses and a triangle of two classes, far from boxes' shapes; 300 steps, scored as COCO does."""
+    height, width = 96, 128
+    rows, columns = np.indices((height, width)) + 0.5
+    ellipses = ((30, 30, 22, 14), (90, 28, 14, 22), (96, 74, 24, 12))  # x, y and half their width and height
+    masks = [((columns - x) / a) ** 2 + ((rows - y) / b) ** 2 < 1 for x, y, a, b in ellipses]
+    masks.append((rows > 56) & (columns < 60) & (rows - columns < 36))
+    masks = np.array(masks, np.uint8)
+    boxes, labels = boxes_of_masks(masks), np.array([0, 0, 1, 1])
+    image = np.full((1, height, width, 3), 40, np.uint8)
+    for mask, label in zip(masks, labels, strict=True):
+        image[0, mask > 0] = (200, 60, 90) if label else (60, 180, 220)
+    objects = {
+        "boxes": boxes[None],
+        "labels": labels[None].astype("int32"),
+        "is_crowd": np.zeros((1, 4), bool),
+        "image_sizes": np.array([[height, width]], "float32"),
+        "masks": crop_masks(masks, boxes, CROP_SIZE)[None],
+    }
+    keras.utils.set_random_seed(0)
+    small = SMALL | {"finest_stride": 4, "anchor_sizes": None, "fpn_channels": 32, "mask_channels": 32}
+    options = MaskRCNNOptions(**small, mask_convolutions=2, anchor_scales=[0.5, 1.0])
+    model = MaskRCNN(options, 2, backbone=tiny_backbone(width=32))
+    model.compile(keras.optimizers.Adam(2e-3), jit_compile=False)
+    data = tf.data.Dataset.from_tensors((image, objects)).repeat()
+    model.fit(data, steps_per_epoch=300, epochs=1, verbose=0)
+    found = DetectionInference(model)(image[0])
+    scores = DetectionScores(("a", "b"), masks=True)
+    scores.update(boxes, labels, found.boxes, found.labels, found.scores, true_masks=masks, masks=found.masks)
+    result = scores.result()
+    assert result["coco_masks"]["AP50"] == result["coco"]["AP50"] == 1
+    assert result["coco_masks"]["AP75"] == 1
+    assert result["coco_masks"]["AP"] > 0.95

@@ -124,7 +124,7 @@ def create_detection(job, device):
 
     def loss():
         pixels = list(images.to(device).permute(0, 3, 1, 2))
-        return sum(model(pixels, detectors.targets(job["objects"], settings, device)).values())
+        return sum(model(pixels, detectors.targets(job["objects"], settings, device, job["size"])).values())
 
     def predict():
         found = model(list(images.to(device).permute(0, 3, 1, 2)))

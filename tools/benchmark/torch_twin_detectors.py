@@ -3,10 +3,11 @@
 import torch
 import torchvision
 from torch import nn
-from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
@@ -26,7 +27,7 @@ def form(settings):
     speed doesn't depend on them. The twin's are torchvision's.
     """
     values = {
-        "model.name": ("faster_rcnn", "retinanet"),
+        "model.name": ("faster_rcnn", "mask_rcnn", "retinanet"),
         "model.backbone": RESNETS,
         "model.alpha": (1,),
         "model.output_stride": (32,),
@@ -39,7 +40,7 @@ def form(settings):
         values["model.variant"] = ("b",)
     if settings["norm"] == "batch":
         values["model.freeze_stages"] = (0,)  # torchvision's would take their batch's statistics
-    return values | (_faster_rcnn_form if settings["name"] == "faster_rcnn" else _retinanet_form)(settings)
+    return values | (_retinanet_form if settings["name"] == "retinanet" else _faster_rcnn_form)(settings)
 
 
 def create_detector(settings, class_count, size):
@@ -47,7 +48,7 @@ def create_detector(settings, class_count, size):
 
     size:  (height, width) of the images, to which none is resized.
     """
-    model = (_faster_rcnn if settings["name"] == "faster_rcnn" else _retinanet)(settings, class_count)
+    model = (_retinanet if settings["name"] == "retinanet" else _faster_rcnn)(settings, class_count)
     statistics = [[255 * x for x in values] for values in (TORCH_MEAN_RGB, TORCH_STD_RGB)]
     model.transform = RawPixels(min(size), max(size), *statistics)
     return model
@@ -63,19 +64,26 @@ class RawPixels(GeneralizedRCNNTransform):
         return image, target
 
 
-def targets(objects, settings, device):
-    """What the detector trains on, of each image: boxes (N, 4) and labels (N,). Faster R-CNN's background is 0.
+def targets(objects, settings, device, size):
+    """What the detector trains on, of each image: boxes (N, 4) and labels (N,), of Mask R-CNN masks (N, H, W) too, each
+    of a whole box. Faster R-CNN's background is 0.
 
     objects:  a job's, for each image {"boxes": .., "labels": ..}.
+    size:     (H, W) of the images.
     """
-    first = 1 if settings["name"] == "faster_rcnn" else 0
-    return [
+    first = 0 if settings["name"] == "retinanet" else 1
+    found = [
         {
             "boxes": torch.tensor(of_image["boxes"], device=device),
             "labels": torch.tensor(of_image["labels"], device=device) + first,
         }
         for of_image in objects
     ]
+    for of_image in found if settings["name"] == "mask_rcnn" else ():
+        of_image["masks"] = torch.zeros(len(of_image["boxes"]), *size, dtype=torch.uint8, device=device)
+        for mask, (x1, y1, x2, y2) in zip(of_image["masks"], of_image["boxes"].round().int().tolist(), strict=True):
+            mask[y1:y2, x1:x2] = 1
+    return found
 
 
 def set_scores(model):
@@ -116,8 +124,20 @@ def _faster_rcnn(settings, class_count):
     anchors = _anchors(settings, [8 * key for key in (*keys, 64)])
     names = [str(index) for index in range(len(keys))]
     pool = MultiScaleRoIAlign(names, settings["roi_size"] or 7, settings["sampling_ratio"])
-    return FasterRCNN(
+    model, masks = FasterRCNN, {}
+    if settings["name"] == "mask_rcnn":
+        width, count = settings["mask_channels"], settings["mask_convolutions"]
+        model, masks = (
+            MaskRCNN,
+            {
+                "mask_roi_pool": MultiScaleRoIAlign(names, settings["mask_roi_size"], settings["sampling_ratio"]),
+                "mask_head": MaskRCNNHeads(channels, (width,) * count, 1),
+                "mask_predictor": MaskRCNNPredictor(width, width, class_count + 1),
+            },
+        )
+    return model(
         backbone,
+        **masks,
         rpn_anchor_generator=anchors,
         rpn_head=RPNHead(channels, anchors.num_anchors_per_location()[0]),
         rpn_pre_nms_top_n_train=settings["train_candidates"],

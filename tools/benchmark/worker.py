@@ -18,6 +18,7 @@ from detseg.config import parse_config
 from detseg.data.buckets import object_arrays, object_batch, shape_buckets
 from detseg.data.objects import Objects
 from detseg.data.sample import Sample
+from detseg.detection.mask_head import CROP_SIZE
 from detseg.errors import UserError
 from detseg.process import accelerators, make_deterministic
 from detseg.tasks import create_task
@@ -136,11 +137,21 @@ def random_batch(job, config):
         rng = np.random.default_rng(config.seed + 1)
         return images, rng.integers(0, job["classes"], images.shape[:3], dtype=np.uint8)
     count = len(job["objects"][0]["labels"])  # the same in every image
-    samples = [
-        object_arrays(Sample(image, objects=Objects(objects["boxes"], objects["labels"])))
-        for image, objects in zip(images, job["objects"], strict=True)
-    ]
+    mask_size = CROP_SIZE if config.model.reads_masks else None
+    samples = []
+    for image, objects in zip(images, job["objects"], strict=True):
+        boxes = np.array(objects["boxes"], np.float32)
+        masks = None if mask_size is None else masks_of_boxes(boxes, image.shape[:2])
+        samples.append(object_arrays(Sample(image, objects=Objects(boxes, objects["labels"], masks=masks)), mask_size))
     return object_batch(samples, shape_buckets(None, job["size"]), count)
+
+
+def masks_of_boxes(boxes, size):
+    """Masks of whole boxes: uint8 (N, H, W)."""
+    masks = np.zeros((len(boxes), *size), np.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.round().astype(int).tolist(), strict=True):
+        mask[y1:y2, x1:x2] = 1
+    return masks
 
 
 # ----- random weights under which a detector works as a trained one does ---------------------------------------------
@@ -161,10 +172,10 @@ def silence_residuals(backbone):
 def set_scores(model, name):
     """Gives the first class a score of about 1/2 everywhere, and the other classes none.
 
-    So every proposal (Faster R-CNN) or anchor (RetinaNet) comes to the last suppression once, whatever the random
-    weights; with all scores about equal, none would reach the threshold or all classes of each.
+    So every proposal (Faster and Mask R-CNN) or anchor (RetinaNet) comes to the last suppression once, whatever the
+    random weights; with all scores about equal, none would reach the threshold or all classes of each.
     """
-    if name == "faster_rcnn":
+    if name != "retinanet":
         bias = model.head.get_layer("class_logits").bias
         values = np.zeros(bias.shape, "float32")
         values[[0, -1]] = 10  # the last is background's
