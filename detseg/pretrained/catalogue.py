@@ -61,6 +61,9 @@ _ON_MOBILENET = {
     "anchor_sizes": ((32, 64, 128, 256, 512),) * 3,
     "rpn_score_threshold": 0.05,
 }
+# Three sizes for each level as torchvision rounds them.
+_SIZES = ((32, 40, 50), (64, 80, 101), (128, 161, 203), (256, 322, 406), (512, 645, 812))
+_RETINANET = {"top_levels": "conv_p5", "anchor_sizes": _SIZES, "anchor_scales": (1.0,)}
 _SEGMENTER = {"resize": "half_pixel", "padding": "none"}
 _DEEPLAB = {"name": "deeplabv3", "head_convolutions": 1, **_SEGMENTER}
 _FCN = {"name": "fcn", "output_stride": 8, **_SEGMENTER}
@@ -91,7 +94,7 @@ PRESETS: Mapping[str, Preset] = {
         **_REGIONS,
     ),
     "retinanet_resnet50_fpn_coco": _detector(
-        "retinanet_resnet50_fpn_coco-eeacb38b.pth", "AP 36.4", name="retinanet", **_ON_RESNET50, top_levels="conv_p5"
+        "retinanet_resnet50_fpn_coco-eeacb38b.pth", "AP 36.4", name="retinanet", **_ON_RESNET50, **_RETINANET
     ),
     "fcn_resnet50_coco": _segmenter(
         "fcn_resnet50_coco-1167a1af.pth", "mIoU 60.5", **_FCN, backbone="resnet50", variant="b"
