@@ -4,6 +4,7 @@ import collections
 import contextlib
 import inspect
 import io
+import os
 import pkgutil
 import re
 import zipfile
@@ -44,7 +45,10 @@ def load_weights(backbone, weights, alpha=1.0, variant=None):
     Raises UserError naming the layers that are missing or of another shape, an unreadable file, a failed download.
     """
     net = CATALOGUE[backbone.name].variants.get(variant, CATALOGUE[backbone.name])
+    weights = os.fspath(weights)
     if weights == "imagenet" and net.torch_file is not None:
+        if alpha != 1:
+            raise _other_width(backbone.name, alpha)
         weights = download(net.torch_file)
     if is_torch_file(weights):
         return _load_torch_weights(backbone, weights)
@@ -93,7 +97,7 @@ def dense_weights(weights, name):
     if weights is None or not dense:
         return None
     expected = [[shape, shape[1:]] for shape in dense.values()]  # of kernel and bias
-    if is_torch_file(weights):
+    if is_torch_file(os.fspath(weights)):
         return _torch_dense_weights(weights, name)
     with _open(weights, name, include_top=True) as layers:
         if [[tuple(array.shape) for array in layers.get(layer, ())] for layer in dense] != expected:
@@ -152,6 +156,10 @@ def _open(weights, name, alpha=1.0, variant=None, include_top=False):
         raise UserError(f"model.weights: {weights} cannot be read: {error}. Is the file complete?") from error
 
 
+def _other_width(name, alpha):
+    return UserError(f"model.weights: {name} has ImageNet weights at model.alpha 1 only, not {alpha}; expected null")
+
+
 def _imagenet_twin(name, alpha, variant, include_top):
     net = CATALOGUE[name].variants.get(variant, CATALOGUE[name])
     if net.twin is None:
@@ -163,7 +171,7 @@ def _imagenet_twin(name, alpha, variant, include_top):
     create_twin = getattr(keras.applications, net.twin)
     options = net.twin_options if alpha == 1 else {**net.twin_options, "alpha": alpha}
     if "alpha" in options and "alpha" not in inspect.signature(create_twin).parameters:
-        raise UserError(f"model.weights: {name} has ImageNet weights at model.alpha 1 only, not {alpha}; expected null")
+        raise _other_width(name, alpha)
     try:
         return create_twin(weights="imagenet", include_top=include_top, input_shape=(224, 224, 3), **options)
     except Exception as error:  # the download raises bare Exception, a width without weights ValueError

@@ -14,7 +14,7 @@ def with_preset(tree: Node, problems: list[str]) -> Node:
     if given is None or given.value is None:
         return tree
     path = ("model", "preset")
-    if given.value not in PRESETS:
+    if not isinstance(given.value, str) or given.value not in PRESETS:
         close = difflib.get_close_matches(str(given.value), PRESETS, n=1)
         instead = f"; did you mean {close[0]!r}?" if close else ""
         problems.append(

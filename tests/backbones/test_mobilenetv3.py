@@ -129,7 +129,7 @@ def test_imagenet_weights_are_those_of_the_variant(variant, monkeypatch):
     [
         ({"alpha": 0.0}, r"model\.alpha: 0\.0 is not a width multiplier of mobilenetv3_small"),
         ({"alpha": "1"}, r"model\.alpha: '1' is not a width multiplier"),
-        ({"variant": "b"}, r"model\.variant: mobilenetv3_small has minimalistic; got 'b'"),
+        ({"variant": "b"}, r"model\.variant: mobilenetv3_small has minimalistic, torchvision; got 'b'"),
         ({"multi_grid": [1, 2, 4]}, r"model\.multi_grid: mobilenetv3_small has no unit rates"),
     ],
 )

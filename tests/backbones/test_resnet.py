@@ -282,8 +282,10 @@ def test_preprocess_by_torch_is_saved_with_its_model(tmp_path):
         ({"name": "resnet18", "variant": "b"}, r"model\.variant: resnet18 has no variants; got 'b'"),
         ({"name": "resnet50", "variant": "d"}, r"model\.variant: resnet50 has b; got 'd'"),
         ({"name": "resnet50", "alpha": 0.01}, r"model\.alpha: 0\.01 is not a width multiplier of resnet50"),
-        ({"name": "resnet18", "weights": "imagenet"}, r"no ImageNet weights of resnet18; expected null, or the path"),
-        ({"name": "resnet50", "variant": "b", "weights": "imagenet"}, r"no ImageNet weights of resnet50's variant b"),
+        (
+            {"name": "resnet18", "alpha": 0.5, "weights": "imagenet"},
+            r"resnet18 has ImageNet weights at model\.alpha 1 only, not 0\.5",
+        ),
         (
             {"name": "resnet50v2", "alpha": 0.5, "weights": "imagenet"},
             r"resnet50v2 has ImageNet weights at model\.alpha 1 only, not 0\.5",

@@ -77,12 +77,14 @@ def test_minimal_config_has_the_documented_defaults():
     assert config.model.model_dump() == {
         "name": "fcn8s",
         "backbone": "vgg16",
+        "preset": None,
         "variant": None,
         "alpha": 1.0,
         "output_stride": 32,
         "multi_grid": None,
         "weights": "imagenet",
         "norm": "batch",
+        "norm_epsilon": None,
         "activation": None,
         "freeze_stages": 0,
         "upsampling": "fixed",
@@ -106,6 +108,8 @@ def test_minimal_config_has_the_documented_defaults():
         "epochs": 2,
         "batch_size": 4,
         "backbone_learning_rate_factor": 1.0,
+        "new_layers_learning_rate_factor": 1.0,
+        "freeze": None,
         "bias_learning_rate_factor": 1.0,
         "precision": "float32",
         "ema": None,
@@ -434,9 +438,9 @@ def test_wrong_data_is_refused_with_what_was_expected(case):
         ),
         (
             3,
-            "model: {name: fcn8s, backbone: vgg16, weights: a.ckpt}",
-            "c.yaml:3: model.weights: got 'a.ckpt', expected null, imagenet or the path of a file ending in .h5, "
-            ".weights.h5 or .keras",
+            "model: {name: fcn8s, backbone: vgg16, weights: a.bin}",
+            "c.yaml:3: model.weights: got 'a.bin', expected null, imagenet, coco or the path of a file ending in .h5, "
+            ".weights.h5, .keras, .pth or .pt, or in .ckpt, a checkpoint's prefix",
         ),
         (
             3,

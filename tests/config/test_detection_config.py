@@ -94,11 +94,13 @@ def with_model(keys, text=MINIMAL):
 
 COMMON = {
     "backbone": "resnet50",
+    "preset": None,
     "variant": None,
     "alpha": 1.0,
     "output_stride": 32,
     "weights": "imagenet",
     "norm": "frozen",
+    "norm_epsilon": None,
     "activation": None,
     "freeze_stages": 0,
     "fpn_channels": 256,
@@ -112,6 +114,7 @@ COMMON = {
     "nms_iou": 0.5,
     "max_detections": 100,
     "max_objects": None,
+    "padding": "shapes",
 }
 
 
@@ -143,6 +146,8 @@ def test_faster_rcnn_has_the_documented_defaults():
         "head_channels": None,
         "dropout": 0.0,
         "truncated_svd": None,
+        "pyramid_levels": None,
+        "rpn_score_threshold": 0.0,
         "class_agnostic": False,
         "box_deviations": (0.1, 0.1, 0.2, 0.2),
     }
