@@ -1,5 +1,6 @@
 """What several tests share: a small data set of shapes and quick configs on it."""
 
+import logging
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -53,6 +54,12 @@ def quick_config_file(shapes_root, tmp_path):
 def quick_config(quick_config_file):
     """Function of overrides ("a.b=c") -> a Config that trains in seconds."""
     return lambda *overrides: load_config(quick_config_file, overrides)
+
+
+@pytest.fixture(autouse=True)
+def seen_log():
+    """The command line keeps its log to itself; each test starts with one that caplog sees."""
+    logging.getLogger("detseg").propagate = True
 
 
 @pytest.fixture(autouse=True)

@@ -15,26 +15,30 @@ from detseg.backbones.torch_weights import (
     layers_of_state,
     read_torch_weights,
 )
+from detseg.errors import UserError
 from detseg.pretrained.catalogue import PRESETS, VOC_CLASSES
 from detseg.pretrained.class_rows import CLASS_LAYERS, same_classes, taken_over
-from detseg.pretrained.torchvision import WITHOUT_BACKGROUND, head_module, recognised_preset
+from detseg.pretrained.torchvision import HEADS, WITHOUT_BACKGROUND, head_module, recognised_preset
 
 logger = logging.getLogger("detseg")
 
 
 def read_whole_model(options):
-    """What `load_whole_model` takes, of a model section whose weights are those of a whole model; None of others'.
+    """What `load_whole_model` takes, of a model section whose weights are those of a whole model; None of others', and
+    of models that torchvision doesn't have: their backbones are taken out of it.
 
     Raises UserError for files that can't be read, and for weights: coco without a preset.
     """
     weights = getattr(options, "weights", None)
     if weights == "coco":
+        if options.preset not in PRESETS:
+            raise UserError(f"model.preset: {options.preset}, expected one of {', '.join(PRESETS)} for weights: coco")
         weights = download(PRESETS[options.preset].file)
     if weights is None:
         return None
     if is_torch_file(weights):
         state = read_torch_weights(weights)
-        return (weights, state) if is_whole_model(state) else None
+        return (weights, state) if is_whole_model(state) and options.name in HEADS else None
     if is_tf_checkpoint(weights):
         variables = read_tf_checkpoint(weights)
         return (weights, variables) if any(name.split("/")[0] not in NETS for name in variables) else None
@@ -51,6 +55,11 @@ def load_whole_model(model, backbone, options, classes, source):
     changed then.
     """
     path, state = source
+    if is_torch_file(path) and backbone.torch_module is None:
+        raise UserError(
+            f"model.weights: {path} is a whole model of torchvision's, whose form this {options.backbone} doesn't "
+            f"have; {_which_fits(state)}. Its first keys are {', '.join(list(state)[:5])}"
+        )
     targets = list(dict.fromkeys(layer for layer in leaves(model) if layer.weights))
     if is_tf_checkpoint(path):
         found, _ = layers_of_checkpoint(state)
@@ -59,7 +68,7 @@ def load_whole_model(model, backbone, options, classes, source):
         found, names = _torch_layers(state, targets, backbone, options)
     names = classes if names is None and _class_count(found) == len(classes) else names
     rows = take_over_rows(targets, found, classes, names, getattr(options, "class_agnostic", False))
-    hint = f"Its first keys are {', '.join(list(state)[:5])}; {_which_fits(state, options)}."
+    hint = f"Its first keys are {', '.join(list(state)[:5])}; {_which_fits(state)}."
     copy_layers(targets, found, f"{path} does not fit {options.name} on {options.backbone}", hint)
     logger.info("%s: %s", path, describe(targets, found, backbone, rows))
     backbone.loaded_layers = loaded_layers(found, rows)
@@ -146,7 +155,7 @@ def describe(targets, found, backbone, rows):
     return "what was taken over\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def _which_fits(state, options):
+def _which_fits(state):
     preset = recognised_preset(state)
     if preset is None:
         return f"no preset is known that it is of; presets are {', '.join(PRESETS)}"

@@ -52,7 +52,7 @@ _DEEPLABV3 = (
     (r"logits_conv", "classifier.4"),
     *_AUXILIARY,
 )
-_HEADS = {
+HEADS = {
     "faster_rcnn": _REGIONS,
     "mask_rcnn": _REGIONS,
     "retinanet": _RETINANET,
@@ -72,7 +72,7 @@ def head_module(options, name):
         if part[2] in backbone_levels:
             kind = {"lateral": "inner", "output": "layer"}[part[1]]
             return f"backbone.fpn.{kind}_blocks.{backbone_levels.index(part[2])}.0"
-    for pattern, replacement in _HEADS.get(options.name, ()):
+    for pattern, replacement in HEADS.get(options.name, ()):
         if match := re.fullmatch(pattern, name):
             return replacement(match) if callable(replacement) else match.expand(replacement)
     return None

@@ -67,15 +67,19 @@ def written(path, state):
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def mask_rcnn_file(mask_rcnn_state, tmp_path_factory):
+    return written(tmp_path_factory.mktemp("state") / "mask.pth", mask_rcnn_state)
+
+
 def layer_weights(model):
     return {layer.name: [np.asarray(w) for w in layer.weights] for layer in leaves(model) if layer.weights}
 
 
-def test_rows_of_classes_with_the_same_name_are_taken_over_and_the_rest_is_new(mask_rcnn_state, tmp_path, caplog):
-    path = written(tmp_path / "mask.pth", mask_rcnn_state)
+def test_rows_of_classes_with_the_same_name_are_taken_over_and_the_rest_is_new(mask_rcnn_state, mask_rcnn_file, caplog):
     classes = ("nucleus", "Dog", "person")
     with caplog.at_level(logging.INFO, "detseg"):
-        model, _ = model_of(config_of("maskrcnn_resnet50_fpn_coco", weights=path), classes)
+        model, _ = model_of(config_of("maskrcnn_resnet50_fpn_coco", weights=mask_rcnn_file), classes)
     assert "classes taken over: Dog, person; new: nucleus" in caplog.text
     ours = layer_weights(model)
     dog, person = COCO_NAMES.index("dog") + 1, COCO_NAMES.index("person") + 1
@@ -89,6 +93,7 @@ def test_rows_of_classes_with_the_same_name_are_taken_over_and_the_rest_is_new(m
     np.testing.assert_array_equal(ours["fc6"][0].reshape(7, 7, 256, 1024), fc6.transpose(2, 3, 1, 0))
 
 
+@pytest.mark.slow
 def test_both_spellings_are_read(mask_rcnn_state, tmp_path):
     """As in the file of 2020: one number less in the pyramid and the proposal network, mask_fcn1 to 4."""
     old = {}
@@ -109,24 +114,38 @@ def test_both_spellings_are_read(mask_rcnn_state, tmp_path):
     assert all(np.array_equal(a, b) for name in new for a, b in zip(new[name], old[name], strict=True))
 
 
-def test_a_file_of_another_model_names_its_first_keys_and_the_preset_that_fits(mask_rcnn_state, tmp_path):
-    path = written(tmp_path / "mask.pth", mask_rcnn_state)
+def test_a_file_of_another_model_names_its_first_keys_and_the_preset_that_fits(mask_rcnn_state, mask_rcnn_file):
     with pytest.raises(UserError) as error:
-        model_of(config_of("retinanet_resnet50_fpn_coco", weights=path), COCO_CLASSES)
+        model_of(config_of("retinanet_resnet50_fpn_coco", weights=mask_rcnn_file), COCO_CLASSES)
     assert "does not fit retinanet on resnet50" in str(error.value)
     assert f"Its first keys are {', '.join(list(mask_rcnn_state)[:5])}" in str(error.value)
     assert "model.preset: maskrcnn_resnet50_fpn_coco would fit" in str(error.value)
 
 
-def test_a_backbone_is_taken_out_of_a_whole_model(mask_rcnn_state, tmp_path):
-    path = written(tmp_path / "mask.pth", mask_rcnn_state)
-    backbone = create_backbone("resnet50", weights=path, variant="b")
+def test_a_backbone_is_taken_out_of_a_whole_model(mask_rcnn_state, mask_rcnn_file):
+    backbone = create_backbone("resnet50", weights=mask_rcnn_file, variant="b")
     kernel = np.asarray(backbone.model.get_layer("conv4_block6_2_conv").weights[0])
     np.testing.assert_array_equal(kernel, mask_rcnn_state["backbone.body.layer3.5.conv2.weight"].transpose(2, 3, 1, 0))
     with pytest.raises(UserError, match=r"state_dict of torchvision's resnet50, .* expected model.variant: b"):
-        create_backbone("resnet50", weights=path)
+        create_backbone("resnet50", weights=mask_rcnn_file)
     with pytest.raises(UserError, match=r"expected model\.backbone: resnet50"):
-        create_backbone("resnet18", weights=path)
+        create_backbone("resnet18", weights=mask_rcnn_file)
+
+
+def test_a_form_that_torchvision_lacks_is_refused_with_the_preset_that_fits(mask_rcnn_file):
+    model = {"name": "mask_rcnn", "backbone": "resnet50", "weights": mask_rcnn_file}
+    config = load_config({"task": "detection", "data": DATA, "model": model, "train": TRAIN})
+    with pytest.raises(UserError, match=r"whose form this resnet50 doesn't have; model\.preset: maskrcnn_resnet50_fpn"):
+        model_of(config, COCO_CLASSES)
+
+
+def test_models_that_torchvision_lacks_take_the_backbone_out_of_a_whole_model(mask_rcnn_state, mask_rcnn_file):
+    model = {"name": "fcn8s", "backbone": "resnet50", "variant": "b", "weights": mask_rcnn_file}
+    config = load_config({"task": "segmentation", "data": DATA, "model": model, "train": TRAIN})
+    model, _ = model_of(config, VOC_CLASSES)
+    kernel = layer_weights(model)["conv4_block6_2_conv"][0]
+    expected = mask_rcnn_state["backbone.body.layer3.5.conv2.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(kernel, expected)
 
 
 def test_segmenters_of_other_classes_keep_vocs(tmp_path, caplog):

@@ -86,13 +86,14 @@ def test_masks_have_coco_s_twelve_figures_and_voc_s(result):
     assert result["per_class_masks"].keys() == result["per_class"].keys()
 
 
-def test_detections_are_scored_alike_from_their_file(run, result, config_file, tmp_path, caplog):
+def test_detections_are_scored_alike_from_their_file(run, result, config_file, tmp_path, capsys):
     found = run.evaluation / "val_detections.json"
     assert all(entry["segmentation"]["size"] for entry in json.loads(found.read_text()))
     arguments = ["evaluate", "--detections", str(found), "--config", str(config_file), "--output", str(tmp_path)]
     assert main(arguments) == 0
     assert "coco_masks" not in json.loads((tmp_path / "val.json").read_text())
-    assert "its masks are not scored: the data are read without any; set data.masks: true" in caplog.text
+    said = "".join(capsys.readouterr())
+    assert "its masks are not scored: the data are read without any; set data.masks: true" in said
     assert main([*arguments, "--set", "data.masks=true"]) == 0
     again = json.loads((tmp_path / "val.json").read_text())
     assert again["coco_masks"] == pytest.approx(result["coco_masks"], abs=2e-3)
