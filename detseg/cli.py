@@ -241,7 +241,7 @@ def _convert_weights(options):
     start_backend()
     from detseg.convert_weights import convert_weights
 
-    print(getattr(convert_weights(options.preset, options.output, options.weights), "path", options.output))
+    print(convert_weights(options.preset, options.output, options.weights))
 
 
 def _proposals(options):

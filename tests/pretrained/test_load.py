@@ -1,5 +1,6 @@
 """State_dicts of whole models: written here under torchvision's names, without torch."""
 
+import json
 import logging
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch_writer import tensor, zip_file
 from detseg.backbones.create import create_backbone
 from detseg.backbones.torch_weights import download
 from detseg.config import load_config
+from detseg.convert_weights import convert_weights
 from detseg.errors import UserError
 from detseg.pretrained.catalogue import COCO_CLASSES, COCO_NAMES, PRESETS, VOC_CLASSES
 from detseg.pretrained.load import leaves
@@ -156,6 +158,18 @@ def test_segmenters_of_other_classes_keep_vocs(tmp_path, caplog):
     assert "classes taken over: background, car; new: road" in caplog.text
     kernel = layer_weights(model)["logits_conv"][0][0, 0]
     np.testing.assert_array_equal(kernel[:, :2], state["classifier.4.weight"][[0, 7], :, 0, 0].T)
+
+
+def test_a_published_model_becomes_a_run_and_a_backbone_alone_does_not(tmp_path):
+    state = state_of("fcn_resnet50_coco", VOC_CLASSES, "segmentation")
+    run = convert_weights("fcn_resnet50_coco", tmp_path / "run", written(tmp_path / "fcn.pth", state))
+    facts = json.loads((run / "model.json").read_text())
+    assert facts["score_name"] == "miou"
+    assert json.loads((run / "classes.json").read_text()) == list(VOC_CLASSES)
+    inner = {name.removeprefix("backbone."): array for name, array in state.items() if name.startswith("backbone.")}
+    with pytest.raises(UserError, match=r"is of a backbone alone, without a classifier; expected all of fcn_resnet50"):
+        convert_weights("fcn_resnet50_coco", tmp_path / "other", written(tmp_path / "resnet.pth", inner))
+    assert not (tmp_path / "other").exists()
 
 
 def test_without_a_network_the_error_says_how_to_place_the_file(monkeypatch, tmp_path):
